@@ -279,7 +279,7 @@ pub fn module(folder: &Path) -> Result<Module> {
     }
 }
 
-/// Builds the project's module called `source`, or the module in the folder `source`, whose path
+/// Builds the project's module called `source`, with `.32` behind the name for segmented domains, or the module in the folder `source`, whose path
 /// has a `/`. Shows the compiler's messages.
 pub fn one(source: &str) -> Result<Module> {
     if source.contains('/') {
@@ -289,9 +289,11 @@ pub fn one(source: &str) -> Result<Module> {
         }
         return module(folder);
     }
-    let sources: Vec<_> = module_sources()?.into_iter().filter(|(name, _)| name == source).collect();
+    let own = source.strip_suffix(SEGMENTED_SUFFIX).unwrap_or(source);
+    let sources: Vec<_> = module_sources()?.into_iter().filter(|(name, _)| name == own).collect();
     let toolchain = Toolchain::find()?;
-    let built = match SEGMENTED_ONLY.contains(&source) {
+    let built = match own != source || SEGMENTED_ONLY.contains(&source) {
+        true if !toolchain.has_32() => bail!("the compiler has no target {TARGET_32}; 'make setup' adds it"),
         true => segmented_modules(&toolchain, &sources, false)?,
         false => some_modules(&toolchain, &sources.iter().collect::<Vec<_>>(), false)?,
     };

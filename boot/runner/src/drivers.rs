@@ -4,7 +4,7 @@ use crate::build::System;
 use crate::machine::{End, Machine};
 use crate::ramdisk;
 use anyhow::{Context, Result, anyhow, bail};
-use ringfence_abi::manifest::{Kind, Manifest, RING1_ONLY};
+use ringfence_abi::manifest::{DomainKind, Kind, Manifest, RING1_ONLY};
 use ringfence_core::module::Module;
 use ringfence_link::event::Event;
 use std::path::PathBuf;
@@ -30,8 +30,12 @@ const DEVICES: [(u16, u16, &str); 13] = [
 /// A module that a machine has in its ramdisk.
 #[derive(Debug, Clone)]
 pub struct Driver {
-    /// The module's name.
+    /// The name of the module's file, without its ending: `e1000.32` for segmented domains.
     pub name: String,
+    /// The module's own name, which its driver has.
+    pub module: String,
+    /// The kind of domain that the file is for.
+    pub domain: DomainKind,
     /// The kind of device that the module offers.
     pub kind: Kind,
     /// The module's file, as it is in the ramdisk.
@@ -66,8 +70,15 @@ pub fn find(system: &System, machine: &Machine, name: &str) -> Result<Driver> {
     let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let module = Module::parse(&bytes).map_err(|error| anyhow!("{}: {error}", file.display()))?;
     let kind = module.manifest.kind().map_err(|error| anyhow!("{}: {error}", file.display()))?;
-    let is_ring1_only = module.manifest.flags & RING1_ONLY != 0;
-    Ok(Driver { name: name.to_string(), kind, file: file.clone(), is_ring1_only, device: device_of(&module.manifest) })
+    Ok(Driver {
+        name: name.to_string(),
+        module: module.manifest.name().to_string(),
+        domain: module.domain,
+        kind,
+        file: file.clone(),
+        is_ring1_only: module.manifest.flags & RING1_ONLY != 0 || module.domain == DomainKind::Segmented,
+        device: device_of(&module.manifest),
+    })
 }
 
 /// Boots `machine` and returns the modules that it loads by itself, in order.

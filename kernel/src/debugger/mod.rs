@@ -11,6 +11,7 @@
 mod target;
 
 use crate::shell::commands;
+use crate::shell::modules::as_paged;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -44,6 +45,8 @@ const NUMBER_BYTES: usize = size_of::<u64>();
 /// A session with gdb.
 struct Session {
     number: u64,
+    /// The only driver that it is about, if not all.
+    only: Option<String>,
     /// When it ends, if nothing comes.
     until: Instant,
     bytes: VecDeque<u8>,
@@ -64,7 +67,8 @@ pub fn receive(number: u64, only: Option<&str>, bytes: &[u8]) -> Result<(), Stri
         if !debug::begin(only) {
             return Err("the last session is about to end".into());
         }
-        *session = Some(Session { number, until: Instant::now(), bytes: VecDeque::new(), is_over: false });
+        let only = only.map(String::from);
+        *session = Some(Session { number, only, until: Instant::now(), bytes: VecDeque::new(), is_over: false });
     }
     let Some(session) = session.as_mut().filter(|session| session.number == number && !session.is_over) else {
         return Err("another debugger is connected".into());
@@ -259,6 +263,14 @@ async fn serve(number: u64) {
     let output = || Output { number, bytes: Vec::new() };
     let mut input = Input { packet: Vec::new(), ready: VecDeque::new(), acknowledges: true, output: output() };
     let mut drivers = Drivers::default();
+    // gdb knows 64-bit code. It has asked nothing yet that the reload would change.
+    let only = SESSION.lock().as_ref().and_then(|session| session.only.clone());
+    if let Some(handle) = only.and_then(|name| host::module::find(&name).ok()) {
+        match as_paged(&handle).await {
+            Ok(done) => drivers.warnings.extend(done.map(|done| done + "\n")),
+            Err(why) => drivers.warnings.push(why + "\n"),
+        }
+    }
     let Ok(stub) = GdbStubBuilder::new(output()).packet_buffer_size(PACKET_BYTES).build() else { return };
     let Ok(mut machine) = stub.run_state_machine(&mut drivers) else { return };
     loop {

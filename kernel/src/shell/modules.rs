@@ -27,7 +27,7 @@ use ringfence_core::evidence::grouped;
 use ringfence_core::evidence::policy::Force;
 use ringfence_core::evidence::record::faults_in_words;
 use ringfence_core::limits;
-use ringfence_core::module::{Module, kind_of, kind_of_name};
+use ringfence_core::module::{Module, file_name, kind_of, kind_of_name};
 use ringfence_link::event::Event;
 
 pub async fn lsmod(mut arguments: Arguments<'_>) -> Outcome {
@@ -330,11 +330,29 @@ async fn reload_one(handle: &Handle, file: File) -> Result<String, String> {
     Ok(format!("{name}: {file} {version} serves in ring {}, after {away_us} us", domain.ring()))
 }
 
-/// Puts `file` in the place of all drivers that were loaded from a file of its name, or loads it if
-/// there are none. Then it is the file of that name. Returns what was done, for a person.
+/// Puts a paged build in the place of a segmented driver, for a tool that knows 64-bit code only.
+/// Returns what was done, for a person; `None` if the driver is paged.
+pub async fn as_paged(handle: &Handle) -> Result<Option<String>, String> {
+    let (name, file) = {
+        let domain = handle.lock();
+        if !domain.is_segmented() {
+            return Ok(None);
+        }
+        (domain.name.clone(), domain.file.name.clone())
+    };
+    let paged = module::choose(&file, Some(DomainKind::Paged));
+    let paged = paged.map_err(|error| format!("{name} is segmented, and has no paged build: {error}"))?;
+    reload_one(handle, paged).await?;
+    Ok(Some(format!("{name}: was segmented, and is paged now; 'reload {name} --kind segmented' takes it back")))
+}
+
+/// Puts `file` in the place of all drivers of its module, of either kind, or loads it if there are
+/// none. Then it is the file of that name. Returns what was done, for a person.
 pub async fn load_or_reload(file: File, parameters: &[String], stops: bool) -> Result<String, String> {
     let name = file.name.clone();
-    let loaded: Vec<Handle> = registry::all().into_iter().filter(|handle| handle.lock().file.name == name).collect();
+    let module = |name: &str| file_name(name, DomainKind::Paged);
+    let is_one = |handle: &Handle| module(&handle.lock().file.name) == module(&name);
+    let loaded: Vec<Handle> = registry::all().into_iter().filter(is_one).collect();
     if !loaded.is_empty() && !parameters.is_empty() {
         return Err(format!("{name} is loaded, and a reload keeps its parameters; rmmod unloads it"));
     }

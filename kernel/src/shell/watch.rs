@@ -1,5 +1,6 @@
 //! `watch`: each access of a driver to its device's registers.
 
+use super::modules::as_paged;
 use super::trace::print_some;
 use super::{Outcome, commands, said};
 use alloc::boxed::Box;
@@ -14,7 +15,6 @@ use host::domain::trace::{self, Event, Trace, What, Wish};
 use host::domain::{Domain, Ring};
 use host::{module, ramdisk};
 use hw::{console, println};
-use ringfence_abi::manifest::SEGMENTED_SUFFIX;
 use ringfence_core::arguments::Arguments;
 use ringfence_core::command_line;
 
@@ -72,7 +72,12 @@ pub async fn watch(mut arguments: Arguments<'_>) -> Outcome {
         part: bar.map_or(command_line::WHOLE_BAR, |(_, part)| part),
     };
     match module::find(name) {
-        Ok(handle) => check(&handle.lock(), &registers)?,
+        Ok(handle) => {
+            // What watches registers knows paged domains.
+            let done = as_paged(&handle).await?;
+            done.iter().for_each(|done| println!("{done}"));
+            check(&module::find(name).map_err(said)?.lock(), &registers)?
+        }
         // A command may load it.
         Err(_) if !command.is_empty() && module::file(name).is_ok() => {}
         Err(error) => return Err(said(error)),
@@ -101,10 +106,6 @@ fn check(domain: &Domain, registers: &Registers) -> Outcome {
     let name = &domain.name;
     if domain.ring() == Ring::Trusted {
         return Err(format!("{name} runs in ring 0, where nothing stops it; 'ring {name} 1' moves it to ring 1"));
-    }
-    if domain.is_segmented() {
-        let paged = domain.file.name.strip_suffix(SEGMENTED_SUFFIX).unwrap_or_default();
-        return Err(format!("{name} is segmented, where nothing is watched; 'reload {name} {paged}' makes it paged"));
     }
     let device = domain.device.as_ref().ok_or_else(|| format!("{name} has no device"))?;
     let bars = match registers.bar {

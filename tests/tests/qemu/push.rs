@@ -348,7 +348,7 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
         ("reload e1000 nope", "there is no module 'nope' in the ramdisk"),
         ("reload nope", "no domain 'nope' is loaded"),
         ("reload", "the domain's name is missing; usage: reload NAME [FILE] [OPTION]"),
-        ("reload e1000 e1000 e1000", "'e1000' is one too many; usage: reload NAME [FILE] [OPTION]"),
+        ("reload e1000 e1000 e1000", "'e1000' is not known; usage: reload NAME [FILE] [OPTION]"),
     ];
     for (line, why) in commands {
         assert_eq!(outcome(&mut running, line).as_deref(), Some(why), "{line}");

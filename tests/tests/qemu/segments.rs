@@ -1,10 +1,15 @@
 //! Segmented domains: drivers as 32-bit code, which serve as paged ones do and reach no more.
 
 use crate::sandbox::{by_this_qemu, under_bochs};
+use ringfence::conform;
+use ringfence::machine::{Machine, Running};
+use ringfence::session::Session;
 use ringfence::toolchain;
 use ringfence_abi::manifest::{MAGIC, Manifest, PREFERS_PAGED, PREFERS_SEGMENTED};
+use ringfence_link::event::Event;
 use ringfence_tests::attacks::{carry_out, segment};
-use ringfence_tests::{assert_intact, assert_says, bare, boot, boot_well, machine, system};
+use ringfence_tests::gdb::Gdb;
+use ringfence_tests::{assert_intact, assert_says, at_prompt, bare, boot, boot_well, leave, machine, run_well, system};
 use std::mem::offset_of;
 
 /// Returns whether there are modules for segmented domains: they need a target of the compiler that
@@ -179,7 +184,7 @@ fn what_is_for_paged_drivers_is_refused() {
         return;
     }
     let mut machine = machine(
-        "insmod e1000.32; insmod null; fails ring e1000 0; fails promote e1000; fails watch e1000 mmio help; \
+        "insmod e1000.32; insmod null; fails ring e1000 0; fails promote e1000; \
          fails insmod null.32 --ring 0; fails insmod null --kind segmented --debug; fails insmod null --kind flat; \
          fails insmod rogue-segment --kind paged",
     );
@@ -187,10 +192,73 @@ fn what_is_for_paged_drivers_is_refused() {
     let text = boot_well(&machine);
     let for_64_bits = "it is segmented, and ring 0 is for 64-bit code: 'reload' puts its paged build in its place";
     assert_eq!(text.matches(for_64_bits).count(), 2, "{text}");
-    assert_says(&text, "e1000 is segmented, where nothing is watched; 'reload e1000 e1000' makes it paged");
     assert_says(&text, "ring 0 is for 64-bit code: a segmented driver runs in ring 1 only");
     assert_says(&text, "gdb knows 64-bit code: a debugger stops paged drivers only");
     assert_says(&text, "'flat' is no kind; there are paged and segmented");
+}
+
+/// What knows 64-bit code only reloads a driver as paged, and says so: a watch of registers, and
+/// gdb, if it is started for that driver. A build that is pushed takes the place of either kind.
+#[test]
+fn what_knows_paged_drivers_only_makes_them_paged() {
+    if !are_built() {
+        return;
+    }
+    let mut machine = machine("");
+    machine.contents.autoload = false;
+    let mut running = at_prompt(machine);
+    let kind = |running: &mut Running, name: &str| {
+        running.type_line("lsmod").unwrap();
+        let kind = |event| match event {
+            Event::Drivers(drivers) => {
+                drivers.iter().find(|driver| driver.name == name).map(|one| one.kind.to_string())
+            }
+            _ => None,
+        };
+        running.wait_for_event("the driver", kind).unwrap()
+    };
+    run_well(&mut running, "insmod e1000 --kind segmented");
+    run_well(&mut running, "insmod template --kind segmented");
+    running.type_line("watch e1000 mmio ping 10.0.2.2 -c 1").unwrap();
+    let says = "e1000: was segmented, and is paged now; 'reload e1000 --kind segmented' takes it back";
+    running.wait_for(says).unwrap();
+    running.wait_for("    * writes TDT 0x1").unwrap();
+    assert_eq!(kind(&mut running, "e1000"), "paged");
+    run_well(&mut running, "reload e1000 --kind segmented");
+    assert_eq!(kind(&mut running, "e1000"), "segmented");
+    let mut gdb = Gdb::start(&running, Some("e1000"));
+    let set = gdb.run("break rf_e1000::E1000::transmit");
+    assert!(set.contains("Breakpoint 1 at 0x80004"), "{set}");
+    gdb.give("continue");
+    running.type_line("ping 10.0.2.2 -c 1 &").unwrap();
+    let stopped = gdb.wait();
+    assert!(stopped.contains("hit Breakpoint 1, rf_e1000::E1000::transmit") && stopped.contains(says), "{stopped}");
+    gdb.kill();
+    assert_eq!(kind(&mut running, "e1000"), "paged");
+    let built = system().modules.iter().find(|module| module.name == "template").expect("the module");
+    let mut session = Session::connect(&running.session()).unwrap();
+    let bytes = std::fs::read(&built.packed).unwrap();
+    let pushed = session.push("template", &bytes, None, &[], false, |_| ()).unwrap();
+    assert!(pushed.is_ok_and(|done| done.starts_with("template: template#1 ")));
+    assert_eq!(kind(&mut running, "template"), "paged");
+    leave(running);
+}
+
+/// Drivers pass the tests of their class in segmented domains as well, a change of the kind under
+/// load among them.
+#[test]
+fn segmented_drivers_pass_the_tests_of_their_class() {
+    if !are_built() {
+        return;
+    }
+    for (name, tests) in [("e1000.32", 18), ("virtio-scsi.32", 9)] {
+        let (name, machine) = (name.to_string(), Machine::default());
+        let options = conform::Options { name, device: None, only: None, ring: None, machine, json: false };
+        let outcomes = conform::outcomes(system(), &options, |_| ()).unwrap();
+        assert_eq!(outcomes.len(), tests);
+        let failed: Vec<_> = outcomes.iter().filter(|outcome| outcome.failure.is_some()).collect();
+        assert!(failed.is_empty(), "{failed:#?}");
+    }
 }
 
 /// What 32-bit code can try ends it, with the exact fault.

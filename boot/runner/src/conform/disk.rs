@@ -18,7 +18,7 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("depth", "many requests at once, in both directions, are all carried out", depth),
     ("end", "the last block is there, and none behind it", end),
     ("restart", "a driver that is ended in the middle of copies loses nothing", restart),
-    ("ring-change", "a driver that changes rings in the middle of copies loses nothing", ring_change),
+    ("ring-change", "a driver that changes its ring or kind in the middle of copies loses nothing", ring_change),
     ("unload", "a driver that is unloaded and loaded again works, and no memory is gone", unload),
 ];
 
@@ -108,10 +108,10 @@ fn restart(bench: &mut Bench) -> Result<()> {
 
 fn ring_change(bench: &mut Bench) -> Result<()> {
     bench.run(&format!("blkwrite disk0 0 {BLOCKS} 7"))?;
-    let name = bench.name.clone();
-    for ring in [0, 1, 0, 1] {
+    let moves = bench.moves();
+    for line in moves.iter().chain(&moves) {
         bench.running.type_line(&format!("blkcopy disk0 0 disk1 0 {BLOCKS} &"))?;
-        bench.run(&format!("ring {name} {ring}"))?;
+        bench.run(line)?;
         bench.run(&format!("blkcopy disk0 0 disk1 0 {BLOCKS}"))?;
     }
     same(bench)
@@ -151,7 +151,7 @@ fn unload(bench: &mut Bench) -> Result<()> {
         bench.run("blkread disk0 0 1")?;
         bench.run(&format!("rmmod {name}"))?;
         free.push(bench.free_frames()?);
-        bench.run(&format!("insmod {name}"))?;
+        bench.load(1)?;
         bench.run(&format!("blkcheck disk0 0 100 {seed}")).context("loaded again")?;
     }
     // The first round allocates tables that are kept, so only the later rounds are compared.

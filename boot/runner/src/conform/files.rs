@@ -423,14 +423,14 @@ fn restart_disk(bench: &mut Bench, image: &Image) -> Result<()> {
 }
 
 fn ring_change(bench: &mut Bench, image: &Image) -> Result<()> {
-    let name = bench.name.clone();
-    for ring in [0, 1, 0, 1] {
-        let line = format!("ring {name} {ring}");
-        let is_done = |event: &Event| matches!(event, Event::Command { line: ended, error: None } if *ended == line);
-        reads_amid(bench, image, &line, is_done)?;
+    let moves = bench.moves();
+    for line in moves.iter().chain(&moves) {
+        let is_done = |event: &Event| matches!(event, Event::Command { line: ended, error: None } if ended == line);
+        reads_amid(bench, image, line, is_done)?;
     }
     if writes(bench)? {
-        copies_amid(bench, image, |bench, round| bench.run(&format!("ring {name} {}", round % 2)))?;
+        let mut lines = moves.iter().cycle();
+        copies_amid(bench, image, |bench, _| lines.next().map_or(Ok(()), |line| bench.run(line)))?;
     }
     umount(bench)?;
     image.check(false)

@@ -14,7 +14,7 @@ use crate::output;
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use peer::Peer;
-use ringfence_abi::manifest::Kind;
+use ringfence_abi::manifest::{DomainKind, Kind};
 use ringfence_link::event::Event;
 use serde_json::json;
 use std::fs::File;
@@ -61,6 +61,8 @@ pub struct Bench {
     running: Running,
     monitor: Monitor,
     name: String,
+    /// The kind of its domain.
+    kind: DomainKind,
     /// How many times the test has ended the driver.
     kills: usize,
     /// Whether faults of the driver are no failure.
@@ -73,6 +75,23 @@ impl Bench {
         match self.running.command(line)? {
             None => Ok(()),
             Some(error) => bail!("'{line}': {error}"),
+        }
+    }
+
+    /// Loads the driver into a ring.
+    fn load(&mut self, ring: u8) -> Result<()> {
+        self.run(&format!("insmod {} --kind {} --ring {ring}", self.name, self.kind))
+    }
+
+    /// Returns the commands that move the driver elsewhere and back: into ring 0, or, for a
+    /// segmented driver, into the other kind of domain.
+    fn moves(&self) -> [String; 2] {
+        let name = &self.name;
+        match self.kind {
+            DomainKind::Paged => [0, 1].map(|ring| format!("ring {name} {ring}")),
+            DomainKind::Segmented => {
+                [DomainKind::Paged, DomainKind::Segmented].map(|kind| format!("reload {name} --kind {kind}"))
+            }
         }
     }
 
@@ -248,7 +267,7 @@ pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcom
         for &ring in &rings {
             let began = Instant::now();
             let failure =
-                attempt(system, options, (driver.kind, device), test, ring).err().map(|error| format!("{error:#}"));
+                attempt(system, options, (&driver, device), test, ring).err().map(|error| format!("{error:#}"));
             let outcome = Outcome { test: name, meaning, ring, failure, time: began.elapsed() };
             show(&outcome);
             outcomes.push(outcome);
@@ -263,7 +282,7 @@ pub fn give_random(system: &System, options: &Options, driver: &Driver, count: u
     let device = device(options, driver)?;
     let mut random = Rng::with_seed(seed);
     let mut faults = 0;
-    on_bench(system, options, (driver.kind, device), 1, |bench, other| {
+    on_bench(system, options, (driver, device), 1, |bench, other| {
         match (driver.kind, other) {
             (_, Other::Peer(peer)) => random::frames(bench, peer, count, &mut random)?,
             (_, Other::Image(image)) => {
@@ -282,7 +301,7 @@ pub fn give_random(system: &System, options: &Options, driver: &Driver, count: u
 }
 
 /// Boots a machine with the driver and runs one test on it.
-fn attempt(system: &System, options: &Options, device: (Kind, &str), test: Test, ring: u8) -> Result<()> {
+fn attempt(system: &System, options: &Options, device: (&Driver, &str), test: Test, ring: u8) -> Result<()> {
     on_bench(system, options, device, ring, |bench, other| match (test, other) {
         (Test::Nic(test), Other::Peer(peer)) => test(bench, peer),
         (Test::Files(test), Other::Image(image)) => test(bench, image),
@@ -295,10 +314,11 @@ fn attempt(system: &System, options: &Options, device: (Kind, &str), test: Test,
 fn on_bench(
     system: &System,
     options: &Options,
-    (kind, device): (Kind, &str),
+    (driver, device): (&Driver, &str),
     ring: u8,
     then: impl FnOnce(&mut Bench, &Other) -> Result<()>,
 ) -> Result<()> {
+    let Driver { kind, domain, module, .. } = driver;
     let folder = TempDir::new()?;
     let socket = folder.path().join("qmp");
     let mut machine = options.machine.clone();
@@ -308,7 +328,7 @@ fn on_bench(
     machine.extra.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()]);
     let mut other = Other::Nothing;
     (machine.nic, machine.hba) = ("none".to_string(), "none".to_string());
-    match kind {
+    match *kind {
         Kind::Nic => {
             let (peer, network) = Peer::new()?;
             (machine.nic, machine.network) = (device.to_string(), Some(network));
@@ -332,21 +352,21 @@ fn on_bench(
     }
     let running = machine.start(system)?;
     let monitor = Monitor::new(&socket)?;
-    let mut bench = Bench { running, monitor, name: options.name.clone(), kills: 0, may_fault: false };
+    let mut bench = Bench { running, monitor, name: module.clone(), kind: *domain, kills: 0, may_fault: false };
     bench.run("limits restarts 1000")?;
     bench.run("limits restart-wait-ms 0")?;
-    if kind == Kind::Fs {
+    if *kind == Kind::Fs {
         bench.run(&format!("insmod {}", files::DISK_DRIVER))?;
         bench.run(&format!("policy {} restart", files::DISK_DRIVER))?;
-        bench.run(&format!("mount disk0 {} -t {}", files::AT, options.name))?;
-        bench.run(&format!("ring {} {ring}", options.name))?;
+        bench.run(&format!("mount disk0 {} -t {module}", files::AT))?;
+        bench.run(&format!("ring {module} {ring}"))?;
     } else {
-        bench.run(&format!("insmod {} --ring {ring}", options.name))?;
+        bench.load(ring)?;
     }
-    bench.run(&format!("policy {} restart", options.name))?;
-    if kind == Kind::Block {
+    bench.run(&format!("policy {module} restart"))?;
+    if *kind == Kind::Block {
         // Each block device needs a driver instance of its own, also the second disk.
-        bench.run(&format!("insmod {} --ring {ring}", options.name))?;
+        bench.load(ring)?;
     }
     then(&mut bench, &other)?;
     bench.leave()

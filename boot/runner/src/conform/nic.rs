@@ -27,7 +27,7 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("link", "a cable that is pulled and put back is noticed, or does no harm", link),
     ("restart-in", "a driver that is ended under frames that come is back, and hears", restart_in),
     ("restart-out", "a driver that is ended under frames that go is back, and each frame was sent", restart_out),
-    ("ring-change", "a driver that changes rings under frames loses no connection", ring_change),
+    ("ring-change", "a driver that changes its ring or kind under frames loses no connection", ring_change),
     ("unload", "a driver that is unloaded and loaded again works, and no memory is gone", unload),
 ];
 
@@ -320,10 +320,10 @@ fn restart_out(bench: &mut Bench, peer: &Peer) -> Result<()> {
 
 fn ring_change(bench: &mut Bench, peer: &Peer) -> Result<()> {
     let mac = set_up(bench, peer)?;
-    let name = bench.name.clone();
-    for ring in [0, 1, 0, 1] {
+    let moves = bench.moves();
+    for line in moves.iter().chain(&moves) {
         peer.flood(&mac, &DATA, 50);
-        bench.run(&format!("ring {name} {ring}"))?;
+        bench.run(line)?;
         peer.flood(&mac, &DATA, 50);
         peer.echo(&mac, &pattern(43))?;
     }
@@ -336,7 +336,7 @@ fn unload(bench: &mut Bench, peer: &Peer) -> Result<()> {
     for _ in 0..3 {
         bench.run(&format!("rmmod {name}"))?;
         free.push(bench.free_frames()?);
-        bench.run(&format!("insmod {name}"))?;
+        bench.load(1)?;
         let mac = set_up(bench, peer).context("loaded again")?;
         peer.echo(&mac, &pattern(44))?;
     }

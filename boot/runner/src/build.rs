@@ -279,8 +279,8 @@ pub fn module(folder: &Path) -> Result<Module> {
     }
 }
 
-/// Builds the project's module called `source`, with `.32` behind the name for segmented domains, or the module in the folder `source`, whose path
-/// has a `/`. Shows the compiler's messages.
+/// Builds the project's module called `source`, with `.32` behind the name for segmented domains,
+/// or the module in the folder `source`, whose path has a `/`. Shows the compiler's messages.
 pub fn one(source: &str) -> Result<Module> {
     if source.contains('/') {
         let folder = Path::new(source);

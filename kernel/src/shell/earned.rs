@@ -15,7 +15,9 @@ use fs::error::Error;
 use fs::file::How;
 use fs::tree;
 use host::domain::{Ring, registry};
+use host::module::confinement;
 use host::{evidence, module, promote as moving};
+use hw::arch::confinement::CHECKS;
 use hw::println;
 use ringfence_abi::fs::FsError;
 use ringfence_core::arguments::Arguments;
@@ -94,6 +96,10 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
 /// Prints who may run in ring 0 on this machine.
 pub fn show_policy() {
     evidence::policy_in_words().iter().for_each(|line| println!("{line}"));
+    match confinement::check() {
+        Ok(()) => println!("segments  32-bit code stays below 4 GiB, by {} checks at boot", CHECKS.len()),
+        Err(why) => println!("segments  refused: {why}"),
+    }
     if moving::is_automatic() {
         println!("automatic drivers are promoted as soon as they have earned it");
     }

@@ -1,8 +1,9 @@
 //! Segmented domains: drivers as 32-bit code, which serve as paged ones do and reach no more.
 
 use crate::sandbox::{by_this_qemu, under_bochs};
+use ringfence::build::System;
 use ringfence::conform;
-use ringfence::machine::{Machine, Running};
+use ringfence::machine::{End, Machine, Running};
 use ringfence::session::Session;
 use ringfence::toolchain;
 use ringfence_abi::manifest::{MAGIC, Manifest, PREFERS_PAGED, PREFERS_SEGMENTED};
@@ -145,6 +146,45 @@ fn both_kinds_are_measured_in_one_run() {
     let text = boot_well(&other);
     assert_eq!(text.rows().len(), 2, "{text}");
     assert_says(&text, "rtl8139 is not built for segmented domains");
+}
+
+/// A machine that does not do what segmented domains rely on is found at boot, and refuses the
+/// kind. Here the code of the self-test finds another word than it expects, as if addresses were
+/// not cut off.
+#[test]
+fn a_machine_that_does_not_confine_32_bit_code_refuses_it() {
+    if !are_built() {
+        return;
+    }
+    let mut bytes = std::fs::read(&system().packed_kernel).unwrap();
+    let mark = bytes.windows(8).position(|bytes| bytes == b"confined").expect("the self-test");
+    bytes[mark + 8] ^= 2;
+    let folder = tempfile::tempdir().unwrap();
+    let packed_kernel = folder.path().join("kernel");
+    std::fs::write(&packed_kernel, bytes).unwrap();
+    let changed = System { packed_kernel, ..system().clone() };
+    let policy = folder.path().join("policy.toml");
+    std::fs::write(&policy, "kind = \"segmented\"\ndevelopment = true\n").unwrap();
+    let mut machine =
+        machine("fails insmod null --kind segmented; insmod null; fails reload null --kind segmented; policy; lsmod");
+    machine.contents.etc_files.push(("policy.toml".into(), policy));
+    let run = machine.run(&changed, |_| ()).unwrap();
+    let text = run.text();
+    assert_eq!(run.end, End::Done, "{text}");
+    let why = "a base and a displacement are not cut off to 32 bits";
+    assert_says(&text, &format!("warning: segmented domains are refused: {why}"));
+    for name in ["null", "null.32"] {
+        assert_says(&text, &format!("as expected: {name}: segmented domains are refused on this machine: {why}"));
+    }
+    assert_says(&text, &format!("segments  refused: {why}"));
+    // What the policy would have segmented is paged.
+    let mut kinds = run.events.iter().filter_map(|event| match event {
+        Event::Drivers(drivers) => Some(drivers.iter().map(|driver| driver.kind.to_string()).collect::<Vec<_>>()),
+        _ => None,
+    });
+    assert_eq!(kinds.next_back().expect("lsmod"), ["paged", "paged", "paged"], "{text}");
+    // The unchanged one says that all is well.
+    assert_says(&boot_well(&bare("policy")), "segments  32-bit code stays below 4 GiB, by 7 checks at boot");
 }
 
 /// A driver sleeps in a service and goes on behind it. A time has more than 32 bits.

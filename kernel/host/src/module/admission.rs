@@ -1,6 +1,7 @@
 //! Checks that a module must pass before it is loaded. It must not pass for another module, and
 //! must not have code that can break out under QEMU.
 
+use super::confinement;
 use super::error::LoadError;
 use crate::domain::{Domain, Handle, report};
 use crate::file::File;
@@ -8,6 +9,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use hw::arch::tcg;
 use ringfence_abi::layout::IMAGE;
+use ringfence_abi::manifest::DomainKind;
 use ringfence_core::arguments::Patch;
 use ringfence_core::limits::{LOCK_BTS, SEG_LOADS, SS_LOADS};
 use ringfence_core::module::Module;
@@ -20,6 +22,8 @@ const HOLES: [Hole; 3] = [Hole::LocksBitTest, Hole::LoadsNoSegment, Hole::LoadsS
 /// Refuses a file whose module has another name: otherwise two files could pass for one module, and
 /// a file that is not trusted for one that is.
 ///
+/// Refuses a segmented module where such domains do not hold ([`confinement`]).
+///
 /// On QEMU's TCG, also refuses a file with code that TCG mishandles ([`ringfence_core::tcg`]) at
 /// more places than a person allows. Every file must be admitted before it is loaded for the first
 /// time.
@@ -27,6 +31,9 @@ pub fn admit(file: &File) -> Result<(), LoadError> {
     let module = Module::parse(&file.bytes).map_err(LoadError::Refused)?;
     if module.file_name() != file.name {
         return Err(LoadError::Misnamed(module.file_name()));
+    }
+    if module.domain == DomainKind::Segmented {
+        confinement::check().map_err(LoadError::NotConfined)?;
     }
     for wanted in HOLES.into_iter().filter(|hole| tcg::has(*hole)) {
         let mut found = module.holes().filter(|(_, hole)| *hole == wanted);

@@ -24,6 +24,8 @@ pub enum LoadError {
     Hole(Hole, String),
     /// A parameter from a person does not fit the module: the reason.
     Parameter(String),
+    /// This machine does not keep 32-bit code where it belongs: what is wrong.
+    NotConfined(String),
     /// All slots are taken.
     NoSlot,
     /// There is not enough memory.
@@ -58,6 +60,7 @@ impl fmt::Display for LoadError {
         match self {
             LoadError::NoFile(name) => write!(f, "there is no module '{name}' in the ramdisk"),
             LoadError::Refused(error) => write!(f, "refused: {error}"),
+            LoadError::NotConfined(why) => write!(f, "segmented domains are refused on this machine: {why}"),
             LoadError::Misnamed(name) => {
                 write!(
                     f,

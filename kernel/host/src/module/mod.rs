@@ -30,6 +30,7 @@ use ringfence_link::event::Event;
 use spin::Mutex;
 
 mod admission;
+pub mod confinement;
 mod error;
 mod map;
 
@@ -60,7 +61,10 @@ pub fn choose(name: &str, wanted: Option<DomainKind>) -> Result<File, LoadError>
     }
     let some = built(DomainKind::Paged).or_else(|_| built(DomainKind::Segmented))?;
     let prefers = Module::parse(&some.bytes).ok().and_then(|module| module.manifest.kind_preferred());
-    let kind = prefers.unwrap_or_else(evidence::usual_kind);
+    let kind = match prefers.unwrap_or_else(evidence::usual_kind) {
+        DomainKind::Segmented if confinement::check().is_ok() => DomainKind::Segmented,
+        _ => DomainKind::Paged,
+    };
     Ok(built(kind).unwrap_or(some))
 }
 
@@ -320,6 +324,9 @@ pub async fn unload_all() {
 /// Modules that only a person loads are left out. Logs the files that are not modules, and the
 /// devices of known kinds that no module drives.
 pub async fn autoload(first: &[&str]) {
+    if let Err(why) = confinement::check() {
+        log::warn!("segmented domains are refused: {why}");
+    }
     let mut files: Vec<(Manifest, File)> = Vec::new();
     for file in ramdisk::modules() {
         match Module::parse(&file.bytes) {

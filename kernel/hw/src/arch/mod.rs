@@ -13,6 +13,7 @@
 //! * [`clock`], [`time`]: counters with a known rate; the TSC and the tick, which depend on them
 //! * [`uart`]: serial ports
 //! * [`watch`]: breakpoints on an instruction and on memory
+//! * [`confinement`]: what a segmented domain tries at boot
 //! * `bench`, `hazard`: code for measurements and tests only, behind features
 //! * [`power`]: the end of the machine
 //! * [`tcg`]: behaviour of QEMU's emulation that no CPU has
@@ -20,6 +21,7 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod clock;
+pub mod confinement;
 pub mod cpu;
 pub mod entry_area;
 pub mod frame;

@@ -7,10 +7,11 @@ use crate::output;
 use crate::source::Sources;
 use anyhow::{Context, Result};
 use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter, Mnemonic};
-use ringfence_abi::manifest::{RING1_ONLY, SECTION};
+use ringfence_abi::manifest::{DomainKind, RING1_ONLY, SECTION};
 use ringfence_abi::reset::ResetMethod;
 use ringfence_abi::service::SERVICES;
 use ringfence_core::command_line::most_like;
+use ringfence_core::disassembly::bits;
 use ringfence_core::module::{Module, ModuleError, symbol_at};
 use ringfence_core::tcg::Hole;
 use serde_json::json;
@@ -87,9 +88,9 @@ fn in_words(error: &ModuleError) -> String {
 
 /// Returns the instructions that only ring 0 may execute, with their offsets.
 pub fn privileged(module: &Module) -> Vec<(u64, String)> {
-    let mut found = Vec::new();
+    let (mut found, bits) = (Vec::new(), bits(module.domain));
     for segment in module.segments.iter().filter(|segment| segment.executable) {
-        let mut decoder = Decoder::with_ip(64, segment.bytes, segment.start, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bits, segment.bytes, segment.start, DecoderOptions::NONE);
         for instruction in decoder.iter() {
             // The kernel can grant I/O ports to a driver, which may then execute these
             // instructions.
@@ -184,7 +185,11 @@ impl Finding {
 fn summary(file: &Path) -> Result<String> {
     let bytes = std::fs::read(file)?;
     let Ok(module) = Module::parse(&bytes) else { return Ok(String::new()) };
-    let rings = if module.manifest.flags & RING1_ONLY == 0 { "either ring" } else { "ring 1 only" };
+    let rings = match (module.domain, module.manifest.flags & RING1_ONLY) {
+        (DomainKind::Segmented, _) => "segmented domains, in ring 1",
+        (DomainKind::Paged, 0) => "either ring",
+        (DomainKind::Paged, _) => "ring 1 only",
+    };
     let (services, parameters) = (module.imports.iter().count(), module.parameters.len());
     let kib = module.len_bytes / 1024;
     Ok(format!("the kernel takes it: for {rings}; {kib} KiB; services: {services}; parameters: {parameters}"))

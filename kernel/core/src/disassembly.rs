@@ -8,7 +8,7 @@ use ringfence_abi::manifest::DomainKind;
 pub const MAX_INSTRUCTION: usize = 15;
 
 /// Returns the number of bits of the code in a domain of this kind.
-fn bits(kind: DomainKind) -> u32 {
+pub fn bits(kind: DomainKind) -> u32 {
     match kind {
         DomainKind::Paged => 64,
         DomainKind::Segmented => 32,

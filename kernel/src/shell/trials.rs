@@ -29,10 +29,9 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let usage = arguments.wrong("three lists of commands are needed");
     let Some(lists) = command_line::three_lists(arguments.rest()) else { return usage };
     let handle = module::find(name).map_err(said)?;
-    if handle.lock().is_segmented() {
-        return Err(format!("{name} is segmented; a trial changes paged modules"));
-    }
-    let good = module::file(name).map_err(said)?;
+    // Of the module's two files, it is the one of the driver that runs.
+    let good = handle.lock().file.name.clone();
+    let good = module::file(&good).map_err(said)?;
     let patched = patch.apply(&good.bytes).ok_or("the change does not lie inside the file")?;
     let patched = File { name: good.name.clone(), build: good.build, bytes: Content::Changed(patched.into()) };
     let mute = console::mute();

@@ -5,17 +5,22 @@ use crate::build::System;
 use crate::drivers;
 use crate::machine::{End, Machine};
 use anyhow::{Context, Result, bail};
-use ringfence_abi::layout::{IMAGE, MAX_DOMAINS, slot_base, slot_of};
+use ringfence_abi::layout::{IMAGE, IMAGE_MAX, MAX_DOMAINS, slot_base, slot_of};
+use ringfence_abi::manifest::DomainKind;
+use ringfence_core::module::kind_of_name;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Runs `commands`. Returns, for each module that `lsmod` lists afterwards, the offsets in its
-/// image of the instructions that were executed.
+/// image of the instructions that were executed. At most one of them may be segmented: their
+/// addresses say nothing of the slot.
 pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BTreeMap<String, BTreeSet<u64>>> {
     let directory = tempfile::TempDir::new()?;
     let log = directory.path().join("in_asm.log");
     let mut machine = machine.clone();
     machine.contents.exec = Some(format!("{commands}; lsmod"));
+    // A segmented driver runs at the addresses of its slot without the slot's.
     let slots = format!("{:#x}..{:#x}", slot_base(0), slot_base(MAX_DOMAINS) - 1);
+    let slots = format!("{slots},{IMAGE:#x}..{:#x}", IMAGE + IMAGE_MAX - 1);
     machine.extra.extend(["-d", "in_asm", "-dfilter", &slots, "-D"].map(Into::into));
     machine.extra.push(log.clone().into());
     let run = machine.run(system, |_| ())?;
@@ -26,8 +31,18 @@ pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BT
         drivers::listed(&run.events).into_iter().map(|(name, slot)| (slot, name)).collect();
     let log = std::fs::read_to_string(&log).context("QEMU left no list of what it translated")?;
     let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
+    // Before the first driver, the loader and the self-test run at low addresses.
+    let mut has_drivers = false;
     for address in log.lines().filter_map(instruction_address) {
-        let Some(name) = slot_of(address).and_then(|slot| names.get(&slot)) else { continue };
+        has_drivers |= slot_of(address).is_some();
+        let kind = |name: &&String| kind_of_name(name);
+        let name = match slot_of(address) {
+            // A paged driver may have been there before.
+            Some(slot) => names.get(&slot).filter(|name| kind(name) == DomainKind::Paged),
+            None if !has_drivers => None,
+            None => names.values().find(|name| kind(name) == DomainKind::Segmented),
+        };
+        let Some(name) = name else { continue };
         let offset = address % (slot_base(1) - slot_base(0));
         if let Some(offset) = offset.checked_sub(IMAGE) {
             found.entry(name.clone()).or_default().insert(offset);

@@ -30,7 +30,7 @@ use crate::{echo, output};
 use anyhow::{Result, bail};
 use files::Files;
 use pool::Pool;
-use ringfence_abi::manifest::Kind;
+use ringfence_abi::manifest::{DomainKind, Kind};
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -172,9 +172,24 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
     if let Some(files) = &files {
         machine = files.machine(machine)?;
     }
-    let pools = pools(system, &machine, port, &changed)?;
-    let setting =
-        Setting { system, machine: &machine, files: files.as_ref(), port, ring: options.ring, drivers: &drivers };
+    let segmented: Vec<&Driver> = changed.iter().filter(|driver| driver.domain == DomainKind::Segmented).collect();
+    if segmented.len() > 1 {
+        bail!("their addresses are the same: a campaign changes one segmented module");
+    }
+    if options.ring == 0 && !segmented.is_empty() {
+        bail!("ring 0 is for 64-bit code: a segmented module is changed in ring 1");
+    }
+    let first = segmented.first().map_or(String::new(), |driver| reload(driver));
+    let pools = pools(system, &machine, port, &first, &changed)?;
+    let setting = Setting {
+        system,
+        machine: &machine,
+        files: files.as_ref(),
+        port,
+        ring: options.ring,
+        drivers: &drivers,
+        first: &first,
+    };
     let mutants = pool::mutants(&pools, options.seed, options.only.map_or(options.mutants, |only| only + 1))?;
     let mutants = mutants.get(options.only.unwrap_or(0)..).unwrap_or_default();
     let (mut done, mut dead) = (0, 0);
@@ -243,6 +258,12 @@ fn work(kind: Kind, module: &str, port: u16, number: usize) -> Result<[String; 3
     })
 }
 
+/// Returns a command that puts a segmented build in the place of the paged one, which is loaded at
+/// boot.
+fn reload(driver: &Driver) -> String {
+    format!("reload {} --kind {}; ", driver.module, driver.domain)
+}
+
 /// Returns the drivers whose modules are changed.
 fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Driver]) -> Result<Vec<Driver>> {
     let has_work = |driver: &&Driver| !matches!(driver.kind, Kind::Fs | Kind::Other);
@@ -251,7 +272,8 @@ fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Dri
         false => options.modules.iter().map(|name| drivers::find(system, machine, name)).collect::<Result<_>>()?,
     };
     // The work mounts the filesystems by itself.
-    let is_there = |wanted: &Driver| wanted.kind == Kind::Fs || drivers.iter().any(|driver| driver.name == wanted.name);
+    let is_there =
+        |wanted: &Driver| wanted.kind == Kind::Fs || drivers.iter().any(|driver| driver.module == wanted.module);
     if let Some(idle) = changed.iter().find(|wanted| !is_there(wanted)) {
         bail!("no device of this machine is driven by '{}'", idle.name);
     }
@@ -261,14 +283,15 @@ fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Dri
     Ok(changed)
 }
 
-/// Returns a pool for each module, made of the instructions that the work executes.
-fn pools(system: &System, machine: &Machine, port: u16, changed: &[Driver]) -> Result<Vec<Pool>> {
-    let mut commands = format!("limits command-ms {COMMAND_MS}");
+/// Returns a pool for each module, made of the instructions that the work executes. `first` has
+/// commands for the shell.
+fn pools(system: &System, machine: &Machine, port: u16, first: &str, changed: &[Driver]) -> Result<Vec<Pool>> {
+    let mut commands = format!("{first}limits command-ms {COMMAND_MS}");
     if changed.iter().any(|driver| driver.kind == Kind::Fs) {
         commands += &format!("; {}", files::MOUNT);
     }
     for driver in changed {
-        commands += &format!("; repeat 2 {}", work(driver.kind, &driver.name, port, 0)?.join(", "));
+        commands += &format!("; repeat 2 {}", work(driver.kind, &driver.module, port, 0)?.join(", "));
     }
     let executed = coverage::executed(system, machine, &commands)?;
     let pool = |driver: &Driver| {

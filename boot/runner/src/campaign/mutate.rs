@@ -64,6 +64,8 @@ impl Kind {
 pub struct Site {
     /// The instruction's offset in the image.
     pub offset: u64,
+    /// How wide its code is: 64 or 32 bits.
+    pub bits: u32,
     /// The instruction's bytes.
     pub bytes: Vec<u8>,
     /// The instruction, decoded at its offset.
@@ -72,17 +74,18 @@ pub struct Site {
     pub before_call: bool,
 }
 
-/// Decodes the instructions at `offsets` (sorted) of an image; skips bytes that do not decode.
-pub fn sites(image: impl Fn(u64) -> Vec<u8>, offsets: &[u64]) -> Vec<Site> {
+/// Decodes the instructions at `offsets` (sorted) of an image, whose code is `bits` wide; skips
+/// bytes that do not decode.
+pub fn sites(bits: u32, image: impl Fn(u64) -> Vec<u8>, offsets: &[u64]) -> Vec<Site> {
     let mut sites: Vec<Site> = Vec::new();
     for offset in offsets {
         let bytes = image(*offset);
-        let instruction = decode(&bytes, *offset);
+        let instruction = Decoder::with_ip(bits, &bytes, *offset, DecoderOptions::NONE).decode();
         if instruction.is_invalid() || instruction.len() > bytes.len() {
             continue;
         }
         let bytes = bytes[..instruction.len()].to_vec();
-        sites.push(Site { offset: *offset, bytes, instruction, before_call: false });
+        sites.push(Site { offset: *offset, bits, bytes, instruction, before_call: false });
     }
     // From the end to the start: a call marks the instructions before it.
     let mut call_near = false;
@@ -97,24 +100,22 @@ pub fn sites(image: impl Fn(u64) -> Vec<u8>, offsets: &[u64]) -> Vec<Site> {
     sites
 }
 
-fn decode(bytes: &[u8], offset: u64) -> Instruction {
-    Decoder::with_ip(64, bytes, offset, DecoderOptions::NONE).decode()
-}
-
-/// Formats `bytes` at `offset` as text.
-pub fn text(bytes: &[u8], offset: u64) -> String {
-    let mut decoder = Decoder::with_ip(64, bytes, offset, DecoderOptions::NONE);
-    let mut formatter = IntelFormatter::new();
-    let mut lines = Vec::new();
-    while decoder.can_decode() {
-        let instruction = decoder.decode();
-        if instruction.mnemonic() != Mnemonic::Nop {
-            let mut line = String::new();
-            formatter.format(&instruction, &mut line);
-            lines.push(line);
+impl Site {
+    /// Formats `bytes` at the place as text.
+    pub fn text(&self, bytes: &[u8]) -> String {
+        let mut decoder = Decoder::with_ip(self.bits, bytes, self.offset, DecoderOptions::NONE);
+        let mut formatter = IntelFormatter::new();
+        let mut lines = Vec::new();
+        while decoder.can_decode() {
+            let instruction = decoder.decode();
+            if instruction.mnemonic() != Mnemonic::Nop {
+                let mut line = String::new();
+                formatter.format(&instruction, &mut line);
+                lines.push(line);
+            }
         }
+        if lines.is_empty() { "nop".to_string() } else { lines.join("; ") }
     }
-    if lines.is_empty() { "nop".to_string() } else { lines.join("; ") }
 }
 
 /// Returns the bytes of `site` with a change of kind `kind`, as many as before; `None` if this kind
@@ -130,8 +131,8 @@ pub fn mutate(site: &Site, kind: Kind, random: &mut fastrand::Rng) -> Option<Vec
             Some(bytes)
         }
         Kind::Removed => removed(),
-        Kind::Operand => encode(site, &change_register(instruction, random)?),
-        Kind::Address => encode(site, &change_address(instruction, random)?),
+        Kind::Operand => encode(site, &change_register(site.bits, instruction, random)?),
+        Kind::Address => encode(site, &change_address(site.bits, instruction, random)?),
         Kind::BranchRemoved => instruction.is_jcc_short_or_near().then(removed)?,
         Kind::ConditionInverted => {
             let mut inverted = *instruction;
@@ -152,9 +153,21 @@ pub fn mutate(site: &Site, kind: Kind, random: &mut fastrand::Rng) -> Option<Vec
         Kind::ArgumentDropped => {
             const ARGUMENTS: [Register; 6] =
                 [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
-            let loads = matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Lea | Mnemonic::Xor)
-                && instruction.op0_kind() == OpKind::Register
-                && ARGUMENTS.contains(&instruction.op0_register().full_register());
+            let loads = match site.bits {
+                // Arguments are on the stack.
+                32 => match instruction.mnemonic() {
+                    Mnemonic::Push => true,
+                    Mnemonic::Mov => {
+                        instruction.op0_kind() == OpKind::Memory && instruction.memory_base() == Register::ESP
+                    }
+                    _ => false,
+                },
+                _ => {
+                    matches!(instruction.mnemonic(), Mnemonic::Mov | Mnemonic::Lea | Mnemonic::Xor)
+                        && instruction.op0_kind() == OpKind::Register
+                        && ARGUMENTS.contains(&instruction.op0_register().full_register())
+                }
+            };
             (loads && site.before_call).then(removed)?
         }
         Kind::BoundChanged => {
@@ -224,12 +237,17 @@ const REGISTERS: [Register; 15] = [
     Register::R15,
 ];
 
-/// Returns another register of the same width, if `register` is a general-purpose register.
-fn another(register: Register, random: &mut fastrand::Rng) -> Option<Register> {
+/// How many of them 32-bit code has.
+const OF_32_BITS: usize = 7;
+
+/// Returns another register of the same width in code of `bits` bits, if `register` is a
+/// general-purpose register.
+fn another(bits: u32, register: Register, random: &mut fastrand::Rng) -> Option<Register> {
     if !register.is_gpr() {
         return None;
     }
-    let other = REGISTERS[random.usize(..REGISTERS.len())];
+    let count = if bits == 32 { OF_32_BITS } else { REGISTERS.len() };
+    let other = REGISTERS[random.usize(..count)];
     let number = other.number() as u32;
     Some(match register.size() {
         8 => other,
@@ -241,16 +259,16 @@ fn another(register: Register, random: &mut fastrand::Rng) -> Option<Register> {
     })
 }
 
-fn change_register(instruction: &Instruction, random: &mut fastrand::Rng) -> Option<Instruction> {
+fn change_register(bits: u32, instruction: &Instruction, random: &mut fastrand::Rng) -> Option<Instruction> {
     let operands: Vec<u32> =
         (0..instruction.op_count()).filter(|operand| instruction.op_kind(*operand) == OpKind::Register).collect();
     let operand = *operands.get(random.usize(..operands.len().max(1)))?;
     let mut changed = *instruction;
-    changed.try_set_op_register(operand, another(instruction.op_register(operand), random)?).ok()?;
+    changed.try_set_op_register(operand, another(bits, instruction.op_register(operand), random)?).ok()?;
     Some(changed)
 }
 
-fn change_address(instruction: &Instruction, random: &mut fastrand::Rng) -> Option<Instruction> {
+fn change_address(bits: u32, instruction: &Instruction, random: &mut fastrand::Rng) -> Option<Instruction> {
     let has_memory = (0..instruction.op_count()).any(|operand| instruction.op_kind(operand) == OpKind::Memory);
     if !has_memory || instruction.code() == Code::Nop_rm32 {
         return None;
@@ -259,11 +277,11 @@ fn change_address(instruction: &Instruction, random: &mut fastrand::Rng) -> Opti
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     match random.u32(..4) {
         0 if base.is_gpr() => {
-            changed.set_memory_base(another(base, random)?);
+            changed.set_memory_base(another(bits, base, random)?);
             return Some(changed);
         }
         1 if index.is_gpr() => {
-            changed.set_memory_index(another(index, random)?);
+            changed.set_memory_index(another(bits, index, random)?);
             return Some(changed);
         }
         2 if index.is_gpr() => {
@@ -277,13 +295,13 @@ fn change_address(instruction: &Instruction, random: &mut fastrand::Rng) -> Opti
     let step = STEPS[random.usize(..STEPS.len())];
     let displacement = instruction.memory_displacement64();
     let other = if random.bool() { displacement.wrapping_add(step) } else { displacement.wrapping_sub(step) };
-    changed.set_memory_displacement64(other);
+    changed.set_memory_displacement64(if bits == 32 { u64::from(other as u32) } else { other });
     Some(changed)
 }
 
 /// Encodes `instruction` in place of the instruction at `site`; `None` if it is longer.
 fn encode(site: &Site, instruction: &Instruction) -> Option<Vec<u8>> {
-    let mut encoder = Encoder::new(64);
+    let mut encoder = Encoder::new(site.bits);
     encoder.encode(instruction, site.offset).ok()?;
     let mut bytes = encoder.take_buffer();
     if bytes.len() > site.bytes.len() {
@@ -298,7 +316,7 @@ mod tests {
     use super::*;
 
     fn site(bytes: &[u8]) -> Site {
-        let mut sites = sites(|_| bytes.to_vec(), &[0x1000]);
+        let mut sites = sites(64, |_| bytes.to_vec(), &[0x1000]);
         sites.remove(0)
     }
 
@@ -307,7 +325,7 @@ mod tests {
         let mut seen: Vec<String> = (0..200)
             .filter_map(|_| mutate(&site(bytes), kind, &mut random))
             .inspect(|changed| assert_eq!(changed.len(), site(bytes).bytes.len()))
-            .map(|changed| text(&changed, 0x1000))
+            .map(|changed| site(bytes).text(&changed))
             .collect();
         seen.sort();
         seen.dedup();
@@ -345,10 +363,31 @@ mod tests {
     }
 
     #[test]
+    fn code_of_32_bits_has_fewer_registers() {
+        // dec eax; mov ecx,[ebx+10h]
+        let code = [0x48, 0x8b, 0x4b, 0x10];
+        let sites = sites(32, |offset| code[offset as usize..].to_vec(), &[0, 1]);
+        let mut random = fastrand::Rng::with_seed(1);
+        let texts = |kind, random: &mut fastrand::Rng| -> Vec<String> {
+            (0..200).filter_map(|_| mutate(&sites[1], kind, random)).map(|changed| sites[1].text(&changed)).collect()
+        };
+        assert_eq!(sites[0].text(&sites[0].bytes), "dec eax");
+        let operands = texts(Kind::Operand, &mut random);
+        assert!(operands.contains(&"mov edi,[ebx+10h]".to_string()), "{operands:?}");
+        assert!(operands.iter().all(|text| !text.contains('r')), "{operands:?}");
+        let addresses = texts(Kind::Address, &mut random);
+        assert!(addresses.contains(&"mov ecx,[ebx+8]".to_string()), "{addresses:?}");
+        // push ecx; call $+5
+        let code = [0x51, 0xe8, 0, 0, 0, 0];
+        let sites = super::sites(32, |offset| code[offset as usize..].to_vec(), &[0, 1]);
+        assert!(mutate(&sites[0], Kind::ArgumentDropped, &mut random).is_some());
+    }
+
+    #[test]
     fn arguments_are_those_before_a_call() {
         // mov rdi,rbx; call $+5; mov rdi,rbx; ret
         let code = [0x48, 0x89, 0xdf, 0xe8, 0, 0, 0, 0, 0x48, 0x89, 0xdf, 0xc3];
-        let sites = sites(|offset| code[offset as usize..].to_vec(), &[0, 3, 8, 11]);
+        let sites = sites(64, |offset| code[offset as usize..].to_vec(), &[0, 3, 8, 11]);
         let mut random = fastrand::Rng::with_seed(1);
         let dropped: Vec<bool> =
             sites.iter().map(|site| mutate(site, Kind::ArgumentDropped, &mut random).is_some()).collect();

@@ -5,8 +5,10 @@ use super::mutate::{self, Kind, Site};
 use crate::drivers::Driver;
 use crate::output;
 use anyhow::{Context, Result, bail};
-use object::{Object, ObjectSegment};
-use ringfence_abi::manifest;
+use object::{Object, ObjectSegment, SegmentFlags, elf};
+use ringfence_abi::layout::IMAGE;
+use ringfence_abi::manifest::{self, DomainKind};
+use ringfence_core::disassembly::bits;
 use ringfence_core::tcg::{self, Hole, MAX_INSTRUCTION};
 use std::collections::HashSet;
 
@@ -14,8 +16,10 @@ use std::collections::HashSet;
 pub struct Mutant {
     /// The change's number, from 0.
     pub number: usize,
-    /// The name of the module.
+    /// The name of the module's file.
     pub module: String,
+    /// The name of its driver.
+    pub driver: String,
     /// The kind of device that the module offers.
     pub offers: manifest::Kind,
     /// The kind of change.
@@ -39,6 +43,7 @@ impl Mutant {
 /// The instructions of one module that can be changed.
 pub struct Pool {
     name: String,
+    driver: String,
     offers: manifest::Kind,
     file: Vec<u8>,
     /// The instructions that the work executes, with their offsets in the file, grouped by the
@@ -53,8 +58,14 @@ impl Pool {
         const LONGEST: usize = 15;
         let name = &driver.name;
         let elf = object::File::parse(&*file)?;
-        let segments: Vec<(u64, u64, u64)> =
-            elf.segments().map(|segment| (segment.address(), segment.file_range().1, segment.file_range().0)).collect();
+        // A segmented module is linked at its place.
+        let base = if driver.domain == DomainKind::Segmented { IMAGE } else { 0 };
+        let is_code = |segment: &object::Segment| matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags.contains(elf::PF_X));
+        let place = |segment: object::Segment| {
+            let (at, len) = segment.file_range();
+            (segment.address().wrapping_sub(base), len, at)
+        };
+        let segments: Vec<(u64, u64, u64)> = elf.segments().filter(is_code).map(place).collect();
         let in_file = |offset: u64| {
             let (address, _, at) =
                 segments.iter().find(|(address, len, _)| (*address..address + len).contains(&offset))?;
@@ -69,16 +80,16 @@ impl Pool {
             bail!("QEMU does not say what code of {name} it translated: is it built without a disassembler?");
         }
         output::complain(&format!("campaign: {name}: {} instructions executed", offsets.len()));
-        let sites: Vec<(Site, u64)> = mutate::sites(bytes, &offsets)
+        let sites: Vec<(Site, u64)> = mutate::sites(bits(driver.domain), bytes, &offsets)
             .into_iter()
             .filter_map(|site| Some((in_file(site.offset)?, site)))
             .map(|(at, site)| (site, at))
             .collect();
-        Ok(Pool::of(name, driver.kind, file, sites))
+        Ok(Pool::of([name, &driver.module], driver.kind, file, sites))
     }
 
     /// Groups the instructions in `sites` by the kinds of change that fit them.
-    fn of(name: &str, offers: manifest::Kind, file: Vec<u8>, sites: Vec<(Site, u64)>) -> Pool {
+    fn of([name, driver]: [&str; 2], offers: manifest::Kind, file: Vec<u8>, sites: Vec<(Site, u64)>) -> Pool {
         let has = |site: &Site, kind: Kind| {
             const TRIES: usize = 20;
             let mut random = fastrand::Rng::with_seed(site.offset);
@@ -86,7 +97,7 @@ impl Pool {
         };
         let of_kind = |kind| sites.iter().filter(|(site, _)| has(site, kind)).cloned().collect();
         let by_kind = Kind::ALL.into_iter().map(of_kind).collect();
-        Pool { name: name.to_string(), offers, file, by_kind }
+        Pool { name: name.to_string(), driver: driver.to_string(), offers, file, by_kind }
     }
 }
 
@@ -123,6 +134,7 @@ pub fn mutants(pools: &[Pool], seed: u64, count: usize) -> Result<Vec<Mutant>> {
         mutants.push(Mutant {
             number,
             module: pool.name.clone(),
+            driver: pool.driver.clone(),
             offers: pool.offers,
             kind,
             site: site.clone(),
@@ -172,12 +184,12 @@ mod tests {
         let offsets: Vec<u64> =
             (0..code.len()).filter(|index| Some(*index) != skipped).map(|index| index as u64 * 4).collect();
         let bytes = |offset: u64| file[offset as usize..].to_vec();
-        let sites: Vec<(Site, u64)> = mutate::sites(bytes, &offsets)
+        let sites: Vec<(Site, u64)> = mutate::sites(64, bytes, &offsets)
             .into_iter()
             .map(|site| (site.offset, site))
             .map(|(at, site)| (site, at))
             .collect();
-        Pool::of("made-up", manifest::Kind::Other, file, sites)
+        Pool::of(["made-up"; 2], manifest::Kind::Other, file, sites)
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::files::{self, Files};
 use super::pool::Mutant;
-use super::{COMMAND_MS, Outcome, capture, mutate, qmp, report, work};
+use super::{COMMAND_MS, Outcome, capture, qmp, report, work};
 use crate::build::System;
 use crate::drivers::Driver;
 use crate::machine::{End, Machine, Running, Said};
@@ -48,19 +48,21 @@ pub struct Setting<'a> {
     pub ring: u8,
     /// The drivers that the machine loads.
     pub drivers: &'a [Driver],
+    /// Commands that come before everything else.
+    pub first: &'a str,
 }
 
 /// Returns the command that tries a change.
 fn command(setting: &Setting, mutant: &Mutant) -> Result<String> {
     let ring = setting.ring;
-    let work = work(mutant.offers, &mutant.module, setting.port, mutant.number)?.join(" | ");
-    Ok(format!("trial {} {} {:#x} {ring} {work}", mutant.module, mutant.patch(), mutant.site.offset))
+    let work = work(mutant.offers, &mutant.driver, setting.port, mutant.number)?.join(" | ");
+    Ok(format!("trial {} {} {:#x} {ring} {work}", mutant.driver, mutant.patch(), mutant.site.offset))
 }
 
 impl Boot {
     /// Boots a machine to try `mutants`.
     pub fn start(setting: &Setting, mutants: &[Mutant]) -> Result<Boot> {
-        let mut script = format!("limits command-ms {COMMAND_MS}; limits transmit-ms 250");
+        let mut script = format!("{}limits command-ms {COMMAND_MS}; limits transmit-ms 250", setting.first);
         let has_network = setting.drivers.iter().any(|driver| driver.kind == Kind::Nic);
         script += if has_network { "; ip" } else { "" };
         for driver in setting.drivers {
@@ -100,8 +102,8 @@ impl Boot {
             ring: setting.ring,
             change: mutant.kind.name().to_string(),
             offset: mutant.site.offset,
-            before: mutate::text(&mutant.site.bytes, mutant.site.offset),
-            after: mutate::text(&mutant.bytes, mutant.site.offset),
+            before: mutant.site.text(&mutant.site.bytes),
+            after: mutant.site.text(&mutant.bytes),
             command: command(setting, mutant)?,
             outcome: report::KERNEL_DEATH.to_string(),
             why: String::new(),

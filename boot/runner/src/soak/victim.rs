@@ -42,7 +42,7 @@ impl Victim {
         // The text of a module has the same offsets in the file as in memory.
         let bytes =
             |offset: u64| file.get(offset as usize..).map_or(Vec::new(), |rest| rest[..rest.len().min(15)].to_vec());
-        let sites = mutate::sites(bytes, executed);
+        let sites = mutate::sites(64, bytes, executed);
         let sites = sites.into_iter().map(|site| (site.offset, site.bytes.len())).collect();
         Ok(Victim { name: driver.name.clone(), entry, sites })
     }

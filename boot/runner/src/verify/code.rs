@@ -4,7 +4,7 @@
 use crate::check;
 use anyhow::Result;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
-use ringfence_abi::manifest::Kind;
+use ringfence_abi::manifest::{DomainKind, Kind};
 use ringfence_abi::service::SERVICES;
 use ringfence_core::evidence::report::Static;
 use ringfence_core::module::{Module, Value};
@@ -76,6 +76,9 @@ const ALIGNMENT: i64 = 63;
 
 impl Code {
     fn new(module: &Module) -> std::result::Result<Code, String> {
+        if module.domain == DomainKind::Segmented {
+            return Err("it is not computed for 32-bit code".into());
+        }
         let mut instructions = BTreeMap::new();
         for segment in module.segments.iter().filter(|segment| segment.executable) {
             let decoder = Decoder::with_ip(64, segment.bytes, segment.start, DecoderOptions::NONE);

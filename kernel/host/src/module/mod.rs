@@ -141,7 +141,7 @@ async fn start(
         if offset >= domain.image_bytes {
             return Err(LoadError::Outside);
         }
-        watch::set(domain.base() + IMAGE + offset);
+        watch::set(domain.space.linear(domain.base() + IMAGE + offset));
     }
     trace::trace_from_start(&mut domain);
     let handle = Arc::new(Mutex::new(domain));

@@ -199,6 +199,11 @@ impl Space {
         self.lift
     }
 
+    /// Returns the linear address at which the driver has what is at `address` in its slot.
+    pub fn linear(&self, address: u64) -> u64 {
+        address.wrapping_sub(self.lift)
+    }
+
     /// Returns whether the space has its slot: a successor takes it over.
     pub fn has_slot(&self) -> bool {
         self.has_slot

@@ -133,13 +133,12 @@ fn of_ringfence(
             found.push(((name.to_string(), 1), "ms".to_string(), time));
         }
     }
+    let nic = drivers::loaded(system, machine)?.into_iter().find(|driver| driver.kind == Kind::Nic);
     let (machine, ports) = with_ports(machine)?;
     let mut running = machine.start(system)?;
     awake.pin(running.process());
     running.wait_for_event("an address", super::has_address)?;
-    if kind == DomainKind::Segmented
-        && let Some(nic) = drivers::loaded(system, &machine)?.iter().find(|driver| driver.kind == Kind::Nic)
-    {
+    if let Some(nic) = nic.filter(|_| kind == DomainKind::Segmented) {
         reload(&mut running, &nic.name, kind)?;
     }
     for (name, unit, value) in streams_of(ports)? {

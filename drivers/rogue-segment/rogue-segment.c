@@ -19,8 +19,6 @@ RF_MANIFEST = {
 #define KERNEL_CODE "0x08"
 #define KERNEL_DATA "0x10"
 
-/* The service with its arguments as the kernel sees them: an address has 64 bits. */
-int64_t log_from(uint64_t level, uint64_t text, uint64_t text_len) __asm__("rf_log");
 
 static int is_called(const char *text, uint32_t len, const char *name, uint32_t *number)
 {
@@ -158,8 +156,8 @@ int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
     if (is_called(text, len, "virtual-8086-slowly", &number))
         virtual_8086_slowly();
     if (is_called(text, len, "log-from", &number))
-        return log_from(RF_LOG_INFO, number, 16);
+        return rf_log_words(RF_LOG_INFO, number, 16);
     if (is_called(text, len, "log-from-above", &number))
-        return log_from(RF_LOG_INFO, (uint64_t)number << 32 | RF_MAILBOX, 16);
+        return rf_log_words(RF_LOG_INFO, (uint64_t)number << 32 | RF_MAILBOX, 16);
     return 0;
 }

@@ -84,7 +84,7 @@ static int64_t init(void)
         mac[i] = rf_in8(ports, ADDRESS + i);
     if ((result = rf_dma_alloc(RING_BYTES + BEHIND_RING)) < 0)
         return result;
-    ring = (const uint8_t *)result;
+    ring = (const uint8_t *)(uintptr_t)result;
     int64_t ring_address = rf_dma_address((uint64_t)result);
     if ((result = rf_net_offer(&net, mac)) < 0)
         return result;

@@ -12,17 +12,20 @@ use hw::console;
 use ringfence_abi::manifest::DomainKind;
 use ringfence_core::module::file_name;
 
-/// Reloads a driver from its own file when it is dropped, also if a person stops the measurement.
+/// Reloads a driver from its own file when it is dropped, unless that was done: a person may stop
+/// the measurement.
 struct Back {
     name: String,
-    file: File,
+    file: Option<File>,
 }
 
 impl Drop for Back {
     fn drop(&mut self) {
-        if let Ok(handle) = module::find(&self.name) {
+        if let Some(file) = self.file.take()
+            && let Ok(handle) = module::find(&self.name)
+        {
             // Nobody waits for it.
-            let _ = reload::order(&handle, self.file.clone());
+            let _ = reload::order(&handle, file);
         }
     }
 }
@@ -36,15 +39,15 @@ pub async fn each<'a>(
     mut measure: impl AsyncFnMut(Plan<'a>, Handle) -> Result<(), String>,
 ) -> Result<(), String> {
     let Some(handle) = find() else { return Ok(()) };
-    let (name, file, own, ring) = {
+    let (name, file, own, ring, probation) = {
         let domain = handle.lock();
-        (domain.name.clone(), domain.file.clone(), domain.space.kind(), domain.ring())
+        (domain.name.clone(), domain.file.clone(), domain.space.kind(), domain.ring(), domain.probation.clone())
     };
     let mut back = None;
     for kind in kinds(&plan, &file, own, ring)? {
         if kind != own {
             let other = module::file(&file_name(&file.name, kind)).map_err(|error| error.to_string())?;
-            back = Some(Back { name: name.clone(), file: file.clone() });
+            back = Some(Back { name: name.clone(), file: Some(file.clone()) });
             become_of(&handle, other).await?;
         }
         let handle = find().ok_or("the driver is gone")?;
@@ -54,10 +57,11 @@ pub async fn each<'a>(
         };
         measure(Plan { ring: only, warms: plan.ring.is_none(), ..plan }, handle).await?;
     }
-    if let Some(back) = back {
-        become_of(&module::find(&name).map_err(|error| error.to_string())?, back.file.clone()).await?;
-        // It is back already.
-        core::mem::forget(back);
+    let driver = || module::find(&name).map_err(|error| error.to_string());
+    if let Some(file) = back.as_mut().and_then(|back| back.file.take()) {
+        become_of(&driver()?, file).await?;
+        // It does not fall back on the build that was only measured.
+        driver()?.lock().probation = probation;
     }
     Ok(())
 }
@@ -67,6 +71,9 @@ fn kinds(plan: &Plan, file: &File, own: DomainKind, ring: Ring) -> Result<Vec<Do
     let is_built = |kind: DomainKind| kind == own || module::file(&file_name(&file.name, kind)).is_ok();
     if let Some(kind) = plan.kind {
         return match (is_built(kind), kind, plan.ring) {
+            _ if kind != own && ring == Ring::Trusted => {
+                Err(format!("{} is in ring 0, and would not be after a reload", file.name))
+            }
             (false, ..) => Err(format!("{} is not built for {kind} domains", file.name)),
             (_, DomainKind::Segmented, Some(Ring::Trusted)) => Err("a segmented driver is not in ring 0".into()),
             _ => Ok([kind].into()),

@@ -285,7 +285,8 @@ fn interrupts_hit_every_instruction_that_they_can() {
     // count.
     let gates = seen.iter().filter(|at| !at.starts_with("bench_"));
     assert!(
-        gates.clone().all(|at| at.starts_with("gate_") && (at.ends_with("+0x0") || at.ends_with("+0x2"))),
+        gates.clone().all(|at| (at.starts_with("gate_") || at.starts_with("gate32_"))
+            && (at.ends_with("+0x0") || at.ends_with("+0x2"))),
         "{seen:?}"
     );
     leave(running);

@@ -108,12 +108,12 @@ RF_REGISTER(64)
     static inline uint##bits##_t rf_in##bits(uint64_t first, uint64_t offset)                                          \
     {                                                                                                                  \
         uint##bits##_t value;                                                                                          \
-        __asm__ volatile("in" suffix " %w1, %" name "0" : "=a"(value) : "Nd"(first + offset));                         \
+        __asm__ volatile("in" suffix " %w1, %" name "0" : "=a"(value) : "Nd"((uint16_t)(first + offset)));             \
         return value;                                                                                                  \
     }                                                                                                                  \
     static inline void rf_out##bits(uint64_t first, uint64_t offset, uint##bits##_t value)                             \
     {                                                                                                                  \
-        __asm__ volatile("out" suffix " %" name "0, %w1" : : "a"(value), "Nd"(first + offset) : "memory");             \
+        __asm__ volatile("out" suffix " %" name "0, %w1" : : "a"(value), "Nd"((uint16_t)(first + offset)) : "memory"); \
     }
 /** rf_in8(first, offset), rf_out8(first, offset, value)...: access ports of an I/O BAR; first is
  * the result of rf_bar_map. */

@@ -150,7 +150,17 @@ fn services() -> Result<String> {
         let arguments: Vec<String> = service.arguments.iter().map(in_c).collect();
         let arguments = if arguments.is_empty() { "void".to_string() } else { arguments.join(", ") };
         let Service { what, value, refuses, symbol, .. } = service;
-        writeln!(text, "/** {what}.\n * Returns: {value}. Refuses: {refuses}. */\nint64_t {symbol}({arguments});")?;
+        writeln!(text, "/** {what}.\n * Returns: {value}. Refuses: {refuses}. */")?;
+        match passed(service) {
+            None => writeln!(text, "int64_t {symbol}({arguments});")?,
+            Some((words, passed)) => {
+                writeln!(text, "int64_t {symbol}_words({words}) __asm__(\"{symbol}\");\n#ifdef __i386__")?;
+                writeln!(text, "static inline int64_t {symbol}({arguments}) __asm__(\"{symbol}_of_32_bits\");")?;
+                writeln!(text, "static inline int64_t {symbol}({arguments})\n{{")?;
+                writeln!(text, "    return {symbol}_words({passed});\n}}\n#else")?;
+                writeln!(text, "int64_t {symbol}({arguments});\n#endif")?;
+            }
+        }
     }
     text += MEMORY_FUNCTIONS;
     text += "\n#ifdef __cplusplus\n}\n#endif\n";
@@ -191,6 +201,28 @@ fn in_c(argument: &Argument) -> String {
         Kind::Bytes => format!("const void *{name}, uint64_t {name}_len"),
         _ => format!("uint64_t {name}"),
     }
+}
+
+/// Returns the parameters in words of 64 bits of a service that takes an address, and how 32-bit
+/// code passes them: its addresses have fewer bits than the service's stub takes. `None` if the
+/// service takes none.
+fn passed(service: &Service) -> Option<(String, String)> {
+    let has_address = |argument: &Argument| matches!(argument.kind, Kind::Text | Kind::Bytes);
+    service.arguments.iter().any(has_address).then(|| {
+        let [mut words, mut passed] = [Vec::new(), Vec::new()];
+        for argument in service.arguments {
+            let name = &argument.name;
+            words.push(format!("uint64_t {name}"));
+            match has_address(argument) {
+                true => {
+                    words.push(format!("uint64_t {name}_len"));
+                    passed.extend([format!("(__UINTPTR_TYPE__){name}"), format!("{name}_len")]);
+                }
+                false => passed.push(name.to_string()),
+            }
+        }
+        (words.join(", "), passed.join(", "))
+    })
 }
 
 /// Functions that gcc and clang call by themselves, for example to copy a structure: there is no C

@@ -59,7 +59,7 @@ pub fn choose(name: &str, wanted: Option<DomainKind>) -> Result<File, LoadError>
     if name.ends_with(SEGMENTED_SUFFIX) {
         return file(name);
     }
-    let some = built(DomainKind::Paged).or_else(|_| built(DomainKind::Segmented))?;
+    let some = built(DomainKind::Paged).or_else(|none| built(DomainKind::Segmented).map_err(|_| none))?;
     let prefers = Module::parse(&some.bytes).ok().and_then(|module| module.manifest.kind_preferred());
     let kind = match prefers.unwrap_or_else(evidence::usual_kind) {
         DomainKind::Segmented if confinement::check().is_ok() => DomainKind::Segmented,

@@ -447,8 +447,7 @@ pub struct RunArguments {
 }
 
 fn parse_kind(text: &str) -> Result<DomainKind, String> {
-    let known = DomainKind::ALL.into_iter().find(|kind| kind.name() == text);
-    known.ok_or_else(|| "there are paged and segmented".to_string())
+    DomainKind::named(text).ok_or_else(|| "there are paged and segmented".to_string())
 }
 
 fn parse_forward(text: &str) -> Result<(u16, u16), String> {

@@ -11,9 +11,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const SEGMENTED_SUFFIX: &str = ".32";
 
 /// The kind of domain that a module is built for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DomainKind {
     /// 64-bit code in an address space without the kernel.
+    #[default]
     Paged,
     /// 32-bit code, which cannot name an address of the kernel's.
     Segmented,
@@ -29,6 +30,11 @@ impl DomainKind {
             DomainKind::Paged => "paged",
             DomainKind::Segmented => "segmented",
         }
+    }
+
+    /// Returns the kind with this name.
+    pub fn named(name: &str) -> Option<DomainKind> {
+        DomainKind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
     /// Returns what the names of modules' files for this kind end with.

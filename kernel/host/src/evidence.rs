@@ -267,7 +267,7 @@ pub fn is_for_development() -> bool {
 
 /// Returns the kind of domain for modules that prefer none.
 pub fn usual_kind() -> DomainKind {
-    with(|state| state.policy.kind.into())
+    with(|state| state.policy.kind)
 }
 
 /// Returns the record of a file.

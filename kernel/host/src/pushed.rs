@@ -76,6 +76,11 @@ pub fn go_back_to(file: &File) {
     }
 }
 
+/// Forgets `file`: what it hid is there again.
+pub fn forget(file: &File) {
+    FILES.lock().retain(|other| !other.is_same(file));
+}
+
 /// Returns the pushed file called `name`.
 pub fn find(name: &str) -> Option<File> {
     FILES.lock().iter().find(|file| file.name == name).cloned()

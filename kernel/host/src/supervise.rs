@@ -20,6 +20,7 @@
 use crate::domain::fault;
 use crate::domain::hardware::State;
 use crate::domain::{Domain, Handle, Ring, end, life, offer, registry, trust};
+use crate::file::File;
 use crate::{module, poll, pushed, reload};
 use alloc::boxed::Box;
 use alloc::format;
@@ -36,8 +37,10 @@ use hw::arch::time;
 use hw::console::Source;
 use hw::{console, link};
 use log::Level;
+use ringfence_abi::manifest::DomainKind;
 use ringfence_core::life::{Patience, TooOften};
 use ringfence_core::limits::{RESTART_WAIT_MS, RESTART_WINDOW_S, RESTARTS};
+use ringfence_core::module::file_name;
 use ringfence_link::event::Event;
 use spin::{Mutex, MutexGuard};
 
@@ -211,9 +214,13 @@ async fn revive(dead: Handle) {
             fresh.lock().restarts += 1;
             match back {
                 Some(before) => {
-                    // Another module's file is as good as before.
+                    // Another module's file is as good as before. A build for the other kind of
+                    // domain is not, if it was pushed.
+                    let module = |file: &File| file_name(&file.name, DomainKind::Paged);
                     if before.name == file.name {
                         pushed::go_back_to(&before);
+                    } else if module(&before) == module(&file) {
+                        pushed::forget(&file);
                     }
                     undone(dead);
                 }

@@ -12,7 +12,6 @@ use hw::arch::time;
 use ringfence_abi::layout::MAX_DOMAINS;
 use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::upcall::NULL;
-use ringfence_core::module::file_name;
 
 /// The number of crossings in one sample, and the number of samples.
 const EACH: u64 = 200;
@@ -29,7 +28,11 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
     print(&near_call(unit));
     print(&cr3_write(unit));
     for kind in DomainKind::ALL.into_iter().filter(|kind| plan.kind.is_none_or(|only| only == *kind)) {
-        let Ok(file) = module::file(&file_name(MODULE, kind)) else { continue };
+        let file = match module::build_for(MODULE, kind) {
+            Ok(file) => file,
+            Err(error) if plan.kind.is_some() => return Err(error.to_string()),
+            Err(_) => continue,
+        };
         let mut loaded = Loaded { file, handles: Vec::new() };
         let measured = match loaded.to(1).await {
             Ok(()) => measure(&mut loaded, unit, print).await,

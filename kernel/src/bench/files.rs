@@ -86,6 +86,17 @@ async fn measure(
     let unit = if work == Work::Names { "operations/s" } else { "MB/s" };
     let factor = if work == Work::Names { 1.0 } else { PIECE as f64 / 1e6 };
     let rings: Vec<Ring> = plan.rings().collect();
+    // Their rows would be of both kinds at once.
+    if let Some(name) = drivers
+        .iter()
+        .map(|handle| handle.lock())
+        .find(|domain| domain.is_segmented())
+        .map(|domain| domain.name.clone())
+    {
+        return Err(format!(
+            "{name} is segmented, and files are measured in paged domains: 'reload {name} --kind paged'"
+        ));
+    }
     drivers.iter().try_for_each(|handle| check_trust(&rings, handle))?;
     let mut rows: Vec<Row> =
         rings.iter().map(|ring| Row::new(name, plan.mode.unit(unit)).batch(1).ring(*ring, DomainKind::Paged)).collect();

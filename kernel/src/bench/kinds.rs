@@ -10,7 +10,6 @@ use host::file::File;
 use host::{module, reload};
 use hw::console;
 use ringfence_abi::manifest::DomainKind;
-use ringfence_core::module::file_name;
 
 /// Reloads a driver from its own file when it is dropped, unless that was done: a person may stop
 /// the measurement.
@@ -43,49 +42,56 @@ pub async fn each<'a>(
         let domain = handle.lock();
         (domain.name.clone(), domain.file.clone(), domain.space.kind(), domain.ring(), domain.probation.clone())
     };
-    let mut back = None;
-    for kind in kinds(&plan, &file, own, ring)? {
-        if kind != own {
-            let other = module::file(&file_name(&file.name, kind)).map_err(|error| error.to_string())?;
-            back = Some(Back { name: name.clone(), file: Some(file.clone()) });
-            become_of(&handle, other).await?;
+    let kinds = kinds(&plan, &file, own, ring)?;
+    let mut back = Back { name: name.clone(), file: None };
+    let mut measured = Ok(());
+    for kind in kinds {
+        measured = async {
+            if kind != own {
+                let other = module::build_for(&file.name, kind).map_err(|error| error.to_string())?;
+                back.file = Some(file.clone());
+                become_of(&handle, other).await?;
+            }
+            let handle = find().ok_or("the driver is gone")?;
+            let only = match kind {
+                DomainKind::Paged => plan.ring,
+                DomainKind::Segmented => Some(Ring::Sandboxed),
+            };
+            measure(Plan { ring: only, warms: plan.ring.is_none(), ..plan }, handle).await
         }
-        let handle = find().ok_or("the driver is gone")?;
-        let only = match kind {
-            DomainKind::Paged => plan.ring,
-            DomainKind::Segmented => Some(Ring::Sandboxed),
-        };
-        measure(Plan { ring: only, warms: plan.ring.is_none(), ..plan }, handle).await?;
+        .await;
+        if measured.is_err() {
+            break;
+        }
     }
     let driver = || module::find(&name).map_err(|error| error.to_string());
-    if let Some(file) = back.as_mut().and_then(|back| back.file.take()) {
+    if let Some(file) = back.file.take() {
         become_of(&driver()?, file).await?;
         // It does not fall back on the build that was only measured.
         driver()?.lock().probation = probation;
     }
-    Ok(())
+    measured
 }
 
 /// Returns the kinds to measure a driver in, its own first.
 fn kinds(plan: &Plan, file: &File, own: DomainKind, ring: Ring) -> Result<Vec<DomainKind>, String> {
-    let is_built = |kind: DomainKind| kind == own || module::file(&file_name(&file.name, kind)).is_ok();
+    let is_possible = |kind: DomainKind| -> Result<(), String> {
+        if kind == DomainKind::Segmented && plan.ring == Some(Ring::Trusted) {
+            return Err("a segmented driver is not in ring 0".into());
+        }
+        if kind != own && ring == Ring::Trusted {
+            return Err(format!("{} is in ring 0, and would not be after a reload", file.name));
+        }
+        let built = if kind == own { Ok(()) } else { module::build_for(&file.name, kind).map(drop) };
+        built.map_err(|error| error.to_string())
+    };
     if let Some(kind) = plan.kind {
-        return match (is_built(kind), kind, plan.ring) {
-            _ if kind != own && ring == Ring::Trusted => {
-                Err(format!("{} is in ring 0, and would not be after a reload", file.name))
-            }
-            (false, ..) => Err(format!("{} is not built for {kind} domains", file.name)),
-            (_, DomainKind::Segmented, Some(Ring::Trusted)) => Err("a segmented driver is not in ring 0".into()),
-            _ => Ok([kind].into()),
-        };
+        return is_possible(kind).map(|()| [kind].into());
     }
     let others = DomainKind::ALL.into_iter().filter(|kind| *kind != own);
-    // A driver that a person has moved to ring 0 stays there. One of no other kind is in ring 0.
-    let wanted = others.filter(|kind| {
-        let can_be = *kind == DomainKind::Paged || plan.ring != Some(Ring::Trusted);
-        can_be && ring == Ring::Sandboxed && is_built(*kind)
-    });
-    Ok([own].into_iter().chain(wanted).collect())
+    let possible: Vec<DomainKind> = [own].into_iter().chain(others).filter(|kind| is_possible(*kind).is_ok()).collect();
+    // The reason is that of the driver's own kind.
+    if possible.is_empty() { is_possible(own).map(|()| possible) } else { Ok(possible) }
 }
 
 /// Puts a build for the other kind in a driver's place.

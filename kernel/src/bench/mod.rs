@@ -193,12 +193,15 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
         note("call, upcall", calls::run(plan, &mut print).await);
     }
     yield_now().await;
-    if wanted("off/") {
+    // What is no matter of the kind is left out where a kind is asked for. These rows are about the
+    // drivers as they are loaded, and filesystems are paged.
+    let of_any_kind = plan.kind.is_none();
+    if of_any_kind && wanted("off/") {
         note("off", off::run(mode.unit("us"), &mut print).await);
     }
     yield_now().await;
     // A machine without an IOMMU is not a failure, unless the fence benchmark was asked for.
-    if wanted("fence/") && (iommu::is_on() || prefix.starts_with("fence")) {
+    if of_any_kind && wanted("fence/") && (iommu::is_on() || prefix.starts_with("fence")) {
         note("fence", fence::run(mode.unit("ticks"), &mut print));
     }
     yield_now().await;
@@ -214,17 +217,17 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
         note("scsi", scsi::run(plan, &mut print).await);
     }
     yield_now().await;
-    if wanted("trace/") {
+    if of_any_kind && wanted("trace/") {
         note("trace", scsi::traced(plan, &mut print).await);
     }
-    if wanted("fs/") {
+    if plan.kind != Some(DomainKind::Segmented) && wanted("fs/") {
         note("fs", files::run(plan, &mut print).await);
     }
     yield_now().await;
-    if wanted("recovery/") {
+    if of_any_kind && wanted("recovery/") {
         note("recovery", recovery::run(mode, &mut print).await);
     }
-    if wanted("reload/") {
+    if of_any_kind && wanted("reload/") {
         note("reload", recovery::reloads(mode, &mut print).await);
     }
     match (failed.len(), printed) {
@@ -232,6 +235,9 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
         (1, _) => Err(failed.remove(0)),
         (0, false) if let Some(batch) = plan.batch => {
             Err(format!("no row was measured whose name begins with '{prefix}' and whose batch is {batch}"))
+        }
+        (0, false) if let Some(kind) = plan.kind => {
+            Err(format!("no row was measured in {kind} domains whose name begins with '{prefix}'"))
         }
         (0, false) => Err(format!("no row was measured whose name begins with '{prefix}': is its driver loaded?")),
         (failed, _) => Err(format!("{failed} of the measurements failed")),

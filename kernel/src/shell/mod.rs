@@ -66,6 +66,10 @@ pub async fn run() {
     {
         web::turn_on(port.parse().unwrap_or(web::PORT), Some(token.into()), host);
     }
+    // Before any module is loaded.
+    if let Err(why) = module::confinement::check() {
+        log::warn!("segmented domains are refused: {why}");
+    }
     if !options.lines().any(|option| option == "no-autoload") {
         let first: Vec<&str> = options.lines().filter_map(|option| option.strip_prefix("first ")).collect();
         module::autoload(&first).await;

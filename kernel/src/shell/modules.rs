@@ -237,8 +237,8 @@ const NOT_DEBUGGED: &str = "gdb knows 64-bit code: a debugger stops paged driver
 /// Reads a kind of domain.
 pub fn parse_kind(arguments: &mut Arguments) -> Result<DomainKind, String> {
     let word = arguments.word("the kind of domain")?;
-    let known = DomainKind::ALL.into_iter().find(|kind| kind.name() == word);
-    known.map_or_else(|| arguments.wrong(&format!("'{word}' is no kind; there are paged and segmented")), Ok)
+    DomainKind::named(word)
+        .map_or_else(|| arguments.wrong(&format!("'{word}' is no kind; there are paged and segmented")), Ok)
 }
 
 pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
@@ -262,7 +262,9 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
     }
     let ring = ring.unwrap_or(Ring::Sandboxed);
     // What only paged drivers can do chooses as a person would.
-    if kind.is_none() && !name.ends_with(SEGMENTED_SUFFIX) && (stops || forced || ring == Ring::Trusted) {
+    let is_watched = trace::of(name).is_some_and(|trace| trace.registers().is_some());
+    let needs_paged = stops || forced || ring == Ring::Trusted || is_watched;
+    if kind.is_none() && !name.ends_with(SEGMENTED_SUFFIX) && needs_paged {
         kind = module::file(name).is_ok().then_some(DomainKind::Paged);
     }
     let file = file_of(name, kind).await?;

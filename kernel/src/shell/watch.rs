@@ -73,10 +73,10 @@ pub async fn watch(mut arguments: Arguments<'_>) -> Outcome {
     };
     match module::find(name) {
         Ok(handle) => {
+            check(&handle.lock(), &registers)?;
             // What watches registers knows paged domains.
             let done = as_paged(&handle).await?;
             done.iter().for_each(|done| println!("{done}"));
-            check(&module::find(name).map_err(said)?.lock(), &registers)?
         }
         // A command may load it.
         Err(_) if !command.is_empty() && module::file(name).is_ok() => {}

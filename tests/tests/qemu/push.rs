@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
 /// Returns a module in C: its answers to commands are the version and what `body` does before.
-fn answering(name: &str, version: u32, body: &str) -> Vec<u8> {
+pub fn answering(name: &str, version: u32, body: &str) -> Vec<u8> {
     let source = format!(
         r#"#include <ringfence.h>
         RF_MANIFEST = {{
@@ -69,7 +69,7 @@ fn source_line(source: &str, part: &str) -> usize {
 }
 
 /// Pushes a module; returns what the kernel has done, or the reason why it has not.
-fn push(running: &Running, name: &str, bytes: &[u8]) -> Result<String, String> {
+pub fn push(running: &Running, name: &str, bytes: &[u8]) -> Result<String, String> {
     let mut session = Session::connect(&running.session()).unwrap();
     session.push(name, bytes, None, &[], false, |_| ()).unwrap()
 }
@@ -91,7 +91,7 @@ fn answer_to(running: &mut Running, line: &str) -> u64 {
 }
 
 /// Waits until a reload is undone; returns the reason.
-fn undone(running: &mut Running, wanted: &str) -> String {
+pub fn undone(running: &mut Running, wanted: &str) -> String {
     running
         .wait_for_event("a reload that is undone", |event| match event {
             Event::ReloadUndone { name, why } if name == wanted => Some(why.into_owned()),

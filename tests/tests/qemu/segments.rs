@@ -1,5 +1,6 @@
 //! Segmented domains: drivers as 32-bit code, which serve as paged ones do and reach no more.
 
+use crate::push::{answering, push, undone};
 use crate::sandbox::{by_this_qemu, under_bochs};
 use ringfence::build::System;
 use ringfence::machine::{End, Machine, Running};
@@ -10,7 +11,9 @@ use ringfence_abi::manifest::{MAGIC, Manifest, PREFERS_PAGED, PREFERS_SEGMENTED}
 use ringfence_link::event::Event;
 use ringfence_tests::attacks::{carry_out, segment};
 use ringfence_tests::gdb::Gdb;
-use ringfence_tests::{assert_intact, assert_says, at_prompt, bare, boot, boot_well, leave, machine, run_well, system};
+use ringfence_tests::{
+    Ran, assert_intact, assert_says, at_prompt, bare, boot, boot_well, leave, machine, run_well, system,
+};
 use std::mem::offset_of;
 
 /// Returns whether there are modules for segmented domains: they need a target of the compiler that
@@ -145,46 +148,84 @@ fn both_kinds_are_measured_in_one_run() {
     other.nic = "rtl8139".into();
     let text = boot_well(&other);
     assert_eq!(text.rows().len(), 2, "{text}");
-    assert_says(&text, "rtl8139 is not built for segmented domains");
+    assert_says(&text, "there is no module 'rtl8139.32' in the ramdisk");
+    // A segmented driver is not in ring 0, and its paged build is.
+    let mut other = ringfence_tests::machine(
+        "insmod e1000.32; bench nic/tx --batch 8 --ring 0; lsmod; fails bench recovery --kind paged; \
+         fails bench fs --kind segmented",
+    );
+    other.contents.autoload = false;
+    let text = boot_well(&other);
+    let rows: Vec<_> = text.rows().into_iter().map(|row| (row.ring, row.kind.as_deref())).collect();
+    assert_eq!((rows, &*text.drivers("e1000")[0].kind), (vec![(Some(0), None)], "segmented"), "{text}");
+    assert_says(&text, "no row was measured in paged domains whose name begins with 'recovery'");
+    assert_says(&text, "no row was measured in segmented domains whose name begins with 'fs'");
 }
 
 /// A machine that does not do what segmented domains rely on is found at boot, and refuses the
-/// kind. Here the code of the self-test finds another word than it expects, as if addresses were
-/// not cut off.
+/// kind: here the code of the self-test finds something else than it expects.
 #[test]
 fn a_machine_that_does_not_confine_32_bit_code_refuses_it() {
     if !are_built() {
         return;
     }
-    let mut bytes = std::fs::read(&system().packed_kernel).unwrap();
-    let mark = bytes.windows(8).position(|bytes| bytes == b"confined").expect("the self-test");
-    bytes[mark + 8] ^= 2;
+    // What is changed in the code: bytes that are there, the how-manieth of them, and others.
+    let compares = [0x3d, 0x47, 0x4e, 0x49, 0x52];
+    let other = [0x3d, 0x45, 0x4e, 0x49, 0x52];
+    let changes: [(&str, &[u8], usize, &[u8]); 9] = [
+        ("32-bit code is decoded as 64-bit code", &[0x3c, 1], 0, &[0x3c, 2]),
+        ("a base and a displacement are not cut off to 32 bits", &compares, 0, &other),
+        ("a base and an index are not cut off to 32 bits", &compares, 1, &other),
+        ("a scaled index is not cut off to 32 bits", &compares, 2, &other),
+        // JC, then JNC.
+        ("the place of a bit is not cut off to 32 bits", &[0x72, 3, 0x83, 0xca, 0x10], 0, &[0x73]),
+        ("the code segment is another one", &[0x83, 0xf8, 0x0d], 0, &[0x83, 0xf8, 0x1d]),
+        // The own segment cannot be looked at; each segment of code is one of 64 bits.
+        ("ring 1 can have a segment of 64-bit or conforming code", &[0x74, 3, 0x83, 0xca, 0x40], 0, &[0x75]),
+        ("ring 1 can have a segment of 64-bit or conforming code", &[0xa9, 0, 4, 0x20, 0], 0, &[0xa9, 0, 0x10, 0, 0]),
+        // An address that names nothing, as one above 4 GiB does.
+        ("the self-test: the driver was ended", &[0xbb, 0, 1, 0x43, 0xc0], 0, &[0xbb, 0, 1, 0x53, 0xc0]),
+    ];
+    for (why, before, number, after) in changes {
+        let text = refusing(before, number, after, &bare("fails insmod null.32; insmod null; policy"));
+        assert_says(&text, &format!("warning: segmented domains are refused: {why}"));
+        assert_says(&text, &format!("as expected: null.32: segmented domains are refused on this machine: {why}"));
+        assert_says(&text, &format!("segments  refused: {why}"));
+    }
+    // What the policy would have segmented is paged, and measured as such.
     let folder = tempfile::tempdir().unwrap();
-    let packed_kernel = folder.path().join("kernel");
-    std::fs::write(&packed_kernel, bytes).unwrap();
-    let changed = System { packed_kernel, ..system().clone() };
     let policy = folder.path().join("policy.toml");
     std::fs::write(&policy, "kind = \"segmented\"\ndevelopment = true\n").unwrap();
-    let mut machine =
-        machine("fails insmod null --kind segmented; insmod null; fails reload null --kind segmented; policy; lsmod");
+    let mut machine = machine(
+        "fails insmod null --kind segmented; insmod null; fails reload null --kind segmented; lsmod; rmmod null; \
+         bench nic/tx --batch 8; bench call/gate; fails bench call/gate --kind segmented",
+    );
     machine.contents.etc_files.push(("policy.toml".into(), policy));
-    let run = machine.run(&changed, |_| ()).unwrap();
-    let text = run.text();
-    assert_eq!(run.end, End::Done, "{text}");
-    let why = "a base and a displacement are not cut off to 32 bits";
-    assert_says(&text, &format!("warning: segmented domains are refused: {why}"));
-    for name in ["null", "null.32"] {
-        assert_says(&text, &format!("as expected: {name}: segmented domains are refused on this machine: {why}"));
-    }
-    assert_says(&text, &format!("segments  refused: {why}"));
-    // What the policy would have segmented is paged.
-    let mut kinds = run.events.iter().filter_map(|event| match event {
-        Event::Drivers(drivers) => Some(drivers.iter().map(|driver| driver.kind.to_string()).collect::<Vec<_>>()),
-        _ => None,
-    });
-    assert_eq!(kinds.next_back().expect("lsmod"), ["paged", "paged", "paged"], "{text}");
-    // The unchanged one says that all is well.
+    let text = refusing(&compares, 0, &other, &machine);
+    assert_eq!(text.drivers("e1000")[0].kind, "paged", "{text}");
+    assert_eq!(text.drivers("null")[0].kind, "paged", "{text}");
+    assert!(text.rows().len() > 4 && text.rows().iter().all(|row| row.kind.as_deref() != Some("segmented")), "{text}");
+    // The unchanged code says that all is well, also before modules that only a person loads.
     assert_says(&boot_well(&bare("policy")), "segments  32-bit code stays below 4 GiB, by 7 checks at boot");
+}
+
+/// Runs a machine with a kernel in whose self-test the `number`th place with the bytes `before` has
+/// `after` in their place.
+fn refusing(before: &[u8], number: usize, after: &[u8], machine: &Machine) -> Ran {
+    let mut kernel = std::fs::read(&system().packed_kernel).unwrap();
+    // The code ends with this word, and is shorter than that.
+    const MOST_BYTES: usize = 256;
+    let end = kernel.windows(8).position(|bytes| bytes == b"confined").expect("the self-test");
+    let code = &kernel[end - MOST_BYTES..end];
+    let mut places = code.windows(before.len()).enumerate().filter(|(_, bytes)| *bytes == before);
+    let place = end - MOST_BYTES + places.nth(number).expect("the instruction").0;
+    kernel[place..place + after.len()].copy_from_slice(after);
+    let folder = tempfile::tempdir().unwrap();
+    let packed_kernel = folder.path().join("kernel");
+    std::fs::write(&packed_kernel, kernel).unwrap();
+    let run = machine.run(&System { packed_kernel, ..system().clone() }, |_| ()).unwrap();
+    assert_eq!(run.end, End::Done, "{}", run.text());
+    Ran::from(run)
 }
 
 /// A driver sleeps in a service and goes on behind it. A time has more than 32 bits.
@@ -259,6 +300,9 @@ fn what_knows_paged_drivers_only_makes_them_paged() {
     };
     run_well(&mut running, "insmod e1000 --kind segmented");
     run_well(&mut running, "insmod template --kind segmented");
+    // What cannot be watched stays as it is.
+    assert_eq!(running.command("watch template mmio help").unwrap().as_deref(), Some("template has no device"));
+    assert_eq!(kind(&mut running, "template"), "segmented");
     running.type_line("watch e1000 mmio ping 10.0.2.2 -c 1").unwrap();
     let says = "e1000: was segmented, and is paged now; 'reload e1000 --kind segmented' takes it back";
     running.wait_for(says).unwrap();
@@ -281,6 +325,53 @@ fn what_knows_paged_drivers_only_makes_them_paged() {
     let pushed = session.push("template", &bytes, None, &[], false, |_| ()).unwrap();
     assert!(pushed.is_ok_and(|done| done.starts_with("template: template#1 ")));
     assert_eq!(kind(&mut running, "template"), "paged");
+    // Nor is a driver watched that becomes segmented meanwhile. It says so.
+    running.type_line("watch e1000 mmio reload e1000 --kind segmented").unwrap();
+    running.wait_for("e1000: it is segmented, where no registers are watched").unwrap();
+    run_well(&mut running, "rmmod e1000");
+    leave(running);
+}
+
+/// A build that was pushed comes before one of the ramdisk for the other kind, which may be older.
+/// One that faults on probation is not the module's file any more, whichever kind was there before.
+#[test]
+fn a_pushed_build_for_the_other_kind_is_the_newest() {
+    if !are_built() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let policy = folder.path().join("policy.toml");
+    std::fs::write(&policy, "kind = \"segmented\"\ndevelopment = true\n").unwrap();
+    let mut machine = bare("");
+    machine.contents.etc_files.push(("policy.toml".into(), policy));
+    let mut running = at_prompt(machine);
+    let template = |running: &mut Running| {
+        running.type_line("lsmod").unwrap();
+        let found = |event| match event {
+            Event::Drivers(drivers) => {
+                drivers.iter().find(|driver| driver.name == "template").map(|one| (one.kind.to_string(), one.build))
+            }
+            _ => None,
+        };
+        running.wait_for_event("the driver", found).unwrap()
+    };
+    run_well(&mut running, "insmod template");
+    assert_eq!(template(&mut running), ("segmented".into(), 0));
+    let good = answering("template", 7, "");
+    assert!(push(&running, "template", &good).is_ok());
+    run_well(&mut running, "rmmod template");
+    run_well(&mut running, "insmod template");
+    assert_eq!(template(&mut running), ("paged".into(), 1));
+    run_well(&mut running, "reload template --kind segmented");
+    let bad = answering("template", 8, "if (operation == RF_COMMAND) __builtin_trap();");
+    assert!(push(&running, "template", &bad).is_ok());
+    assert_eq!(template(&mut running), ("paged".into(), 2));
+    let ended = running.command("tell template x").unwrap();
+    assert!(ended.is_some_and(|why| why.contains("the driver was ended")));
+    undone(&mut running, "template");
+    assert_eq!(template(&mut running), ("segmented".into(), 0));
+    run_well(&mut running, "reload template --kind paged");
+    assert_eq!(template(&mut running), ("paged".into(), 0));
     leave(running);
 }
 

@@ -179,7 +179,10 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
     if options.ring == 0 && !segmented.is_empty() {
         bail!("ring 0 is for 64-bit code: a segmented module is changed in ring 1");
     }
-    let first = segmented.first().map_or(String::new(), |driver| reload(driver));
+    let is_other = |driver: &&Driver| {
+        drivers.iter().any(|loaded| loaded.module == driver.module && loaded.domain != driver.domain)
+    };
+    let first: String = changed.iter().filter(is_other).map(reload).collect();
     let pools = pools(system, &machine, port, &first, &changed)?;
     let setting = Setting {
         system,
@@ -258,8 +261,8 @@ fn work(kind: Kind, module: &str, port: u16, number: usize) -> Result<[String; 3
     })
 }
 
-/// Returns a command that puts a segmented build in the place of the paged one, which is loaded at
-/// boot.
+/// Returns a command that puts the build for this kind of domain in the place of the one that is
+/// loaded at boot.
 fn reload(driver: &Driver) -> String {
     format!("reload {} --kind {}; ", driver.module, driver.domain)
 }

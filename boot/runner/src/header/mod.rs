@@ -154,6 +154,7 @@ fn services() -> Result<String> {
         match passed(service) {
             None => writeln!(text, "int64_t {symbol}({arguments});")?,
             Some((words, passed)) => {
+                writeln!(text, "/* The same, with an address as a number. */")?;
                 writeln!(text, "int64_t {symbol}_words({words}) __asm__(\"{symbol}\");\n#ifdef __i386__")?;
                 writeln!(text, "static inline int64_t {symbol}({arguments}) __asm__(\"{symbol}_of_32_bits\");")?;
                 writeln!(text, "static inline int64_t {symbol}({arguments})\n{{")?;

@@ -24,7 +24,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use ringfence_abi::manifest::DomainKind;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 /// The most bytes of a policy.
 pub const MOST_BYTES: usize = 16 << 10;
@@ -61,24 +61,11 @@ impl Default for RecordDemand {
     }
 }
 
-/// The kind of domain that modules are loaded into which prefer none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UsualKind {
-    /// [`DomainKind::Paged`].
-    #[default]
-    Paged,
-    /// [`DomainKind::Segmented`].
-    Segmented,
-}
-
-impl From<UsualKind> for DomainKind {
-    fn from(kind: UsualKind) -> DomainKind {
-        match kind {
-            UsualKind::Paged => DomainKind::Paged,
-            UsualKind::Segmented => DomainKind::Segmented,
-        }
-    }
+/// Reads the name of a kind of domain.
+fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DomainKind, D::Error> {
+    const NAMES: &[&str] = &[DomainKind::Paged.name(), DomainKind::Segmented.name()];
+    let name = String::deserialize(deserializer)?;
+    DomainKind::named(&name).ok_or_else(|| de::Error::unknown_variant(&name, NAMES))
 }
 
 /// What a machine demands.
@@ -86,7 +73,8 @@ impl From<UsualKind> for DomainKind {
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
     /// The kind of domain for modules that prefer none.
-    pub kind: UsualKind,
+    #[serde(deserialize_with = "named")]
+    pub kind: DomainKind,
     /// Whether everything is admitted, for the development of drivers.
     pub development: bool,
     /// The ways to ring 0. Each names what a module needs together.
@@ -256,7 +244,7 @@ impl Policy {
 
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = format!("domains are {}, unless a module or a person prefers others", DomainKind::from(self.kind));
+        let kind = format!("domains are {}, unless a module or a person prefers others", self.kind);
         if self.development {
             writeln!(f, "any module may run in ring 0 that has not faulted: this is for development")?;
             return writeln!(f, "{kind}");
@@ -366,10 +354,10 @@ mod tests {
 
     #[test]
     fn the_usual_kind_of_domain_is_paged() {
-        let kind = |text: &str| DomainKind::from(Policy::parse(text).unwrap().kind);
+        let kind = |text: &str| Policy::parse(text).unwrap().kind;
         assert_eq!(kind(STRICT), DomainKind::Paged);
         assert_eq!(kind(&format!("kind = \"segmented\"\n{STRICT}")), DomainKind::Segmented);
-        assert_eq!(DomainKind::from(Policy::for_development().kind), DomainKind::Paged);
+        assert_eq!(Policy::for_development().kind, DomainKind::Paged);
         assert!(Policy::parse("kind = \"flat\"").unwrap_err().starts_with("line 1: unknown variant `flat`"));
     }
 

@@ -22,8 +22,9 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 use hw::arch::{time, watch};
-use hw::memory;
 use hw::space::lifted;
+use hw::{console, memory};
+use log::Level;
 use ringfence_abi::layout::MAILBOX;
 use ringfence_abi::manifest;
 use ringfence_abi::register::RegisterName;
@@ -498,6 +499,10 @@ pub fn trace_from_start(domain: &mut Domain) {
     domain.trace = of(&domain.name).filter(|trace| trace.is_on());
     domain.watch_registers();
     let Some(trace) = &domain.trace else { return };
+    if trace.registers().is_some() && domain.is_segmented() {
+        let text = format_args!("it is segmented, where no registers are watched");
+        console::say_about(&domain.source(), Level::Warn, text);
+    }
     let mut kept = trace.kept();
     kept.kind = domain.manifest.kind().ok();
     if trace.registers().is_some() {

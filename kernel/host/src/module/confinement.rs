@@ -1,7 +1,7 @@
 //! Whether this machine keeps segmented domains where they belong: a domain of that kind tries it
 //! at boot ([`hw::arch::confinement`]), before any module is loaded.
 
-use super::map;
+use super::{LoadError, map};
 use crate::file::{Content, File};
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -16,21 +16,22 @@ use ringfence_core::extent::Extent;
 use ringfence_core::module::{Imports, Module, Segment};
 use spin::Mutex;
 
-/// What the domain found, if it was tried: nothing, or the reason why the kind is refused.
+/// What a domain found: nothing, or the reason why the kind is refused.
 static FOUND: Mutex<Option<Result<(), String>>> = Mutex::new(None);
 
 /// Returns nothing if segmented domains hold on this machine, or the reason why they are refused.
-/// The first call tries it.
+/// It is tried at the first call, and again only if there was no room for the domain that tries it.
 pub fn check() -> Result<(), String> {
     if let Some(found) = FOUND.lock().clone() {
         return found;
     }
-    let found = run();
+    let found = run().map_err(|error| error.to_string())?;
     *FOUND.lock() = Some(found.clone());
     found
 }
 
-fn run() -> Result<(), String> {
+/// Has a domain try it. The error says why there is no such domain.
+fn run() -> Result<Result<(), String>, LoadError> {
     let code = code();
     let file = File { name: "self-test".into(), build: 0, bytes: Content::Ramdisk(code) };
     let pages = Extent::new(0, (code.len() as u64).next_multiple_of(PAGE_SIZE));
@@ -47,9 +48,8 @@ fn run() -> Result<(), String> {
         parameters: Vec::new(),
         registers: Vec::new(),
     };
-    let mut domain = map::map(&file, module, &[], None, None).map_err(|error| error.to_string())?;
-    let failed = domain.upcall(NULL, [0; 3]).map_err(|error| format!("the self-test: {error}"))?;
-    judge(failed)
+    let mut domain = map::map(&file, module, &[], None, None)?;
+    Ok(domain.upcall(NULL, [0; 3]).map_err(|error| format!("the self-test: {error}")).and_then(judge))
 }
 
 /// Returns what the bits of the code's result mean.

@@ -48,24 +48,39 @@ pub fn file(name: &str) -> Result<File, LoadError> {
     pushed::find(name).or_else(of_ramdisk).ok_or_else(|| LoadError::NoFile(name.to_string()))
 }
 
+/// Returns the file of module `name` for domains of this kind, if this machine has such domains.
+pub fn build_for(name: &str, kind: DomainKind) -> Result<File, LoadError> {
+    let file = file(&file_name(name, kind))?;
+    match kind {
+        DomainKind::Paged => Ok(file),
+        DomainKind::Segmented => confinement::check().map(|()| file).map_err(LoadError::NotConfined),
+    }
+}
+
 /// Returns the file of module `name` for domains of the kind that is `wanted`. If nobody wants one,
-/// the file's name or the module's preference decides, and else the policy, as far as the module is
-/// built for that kind and this machine has it.
+/// the file's name decides. Of two builds that can be loaded, one that was pushed comes before one
+/// of the ramdisk, which may be older. Else the module's preference decides, and then the policy.
 pub fn choose(name: &str, wanted: Option<DomainKind>) -> Result<File, LoadError> {
-    let built = |kind| file(&file_name(name, kind));
     if let Some(kind) = wanted {
-        return built(kind);
+        return file(&file_name(name, kind));
     }
     if name.ends_with(SEGMENTED_SUFFIX) {
         return file(name);
     }
-    let some = built(DomainKind::Paged).or_else(|none| built(DomainKind::Segmented).map_err(|_| none))?;
-    let prefers = Module::parse(&some.bytes).ok().and_then(|module| module.manifest.kind_preferred());
-    let kind = match prefers.unwrap_or_else(evidence::usual_kind) {
-        DomainKind::Segmented if confinement::check().is_ok() => DomainKind::Segmented,
-        _ => DomainKind::Paged,
+    let (paged, segmented) = match DomainKind::ALL.map(|kind| build_for(name, kind)) {
+        [Ok(paged), Ok(segmented)] => (paged, segmented),
+        [Ok(only), Err(_)] | [Err(_), Ok(only)] => return Ok(only),
+        [Err(LoadError::NoFile(_)), Err(refused @ LoadError::NotConfined(_))] => return Err(refused),
+        [Err(none), Err(_)] => return Err(none),
     };
-    Ok(built(kind).unwrap_or(some))
+    if (paged.build > 0) != (segmented.build > 0) {
+        return Ok(if paged.build > 0 { paged } else { segmented });
+    }
+    let prefers = Module::parse(&paged.bytes).ok().and_then(|module| module.manifest.kind_preferred());
+    Ok(match prefers.unwrap_or_else(evidence::usual_kind) {
+        DomainKind::Paged => paged,
+        DomainKind::Segmented => segmented,
+    })
 }
 
 /// Returns all module files, by name.
@@ -324,20 +339,20 @@ pub async fn unload_all() {
 /// Modules that only a person loads are left out. Logs the files that are not modules, and the
 /// devices of known kinds that no module drives.
 pub async fn autoload(first: &[&str]) {
-    if let Err(why) = confinement::check() {
-        log::warn!("segmented domains are refused: {why}");
-    }
     let mut files: Vec<(Manifest, File)> = Vec::new();
     for file in ramdisk::modules() {
         match Module::parse(&file.bytes) {
+            Ok(module) if module.manifest.flags & BY_HAND != 0 => {}
+            Ok(module) if module.file_name() != file.name => {
+                let error = LoadError::Misnamed(module.file_name());
+                log::warn!("{}.rfm is refused: {error}", console::printable(&file.name));
+            }
             // Of two files of a module, the one for the right kind of domain is taken.
-            Ok(module) if module.manifest.flags & BY_HAND == 0 => {
-                let name = module.manifest.name();
-                if choose(name, None).is_ok_and(|chosen| chosen.name == file.name) {
+            Ok(module) => {
+                if choose(module.manifest.name(), None).is_ok_and(|chosen| chosen.name == file.name) {
                     files.push((module.manifest, file));
                 }
             }
-            Ok(_) => {}
             Err(error) => log::warn!("{}.rfm is refused: {error}", console::printable(&file.name)),
         }
     }

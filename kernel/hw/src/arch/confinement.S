@@ -44,8 +44,12 @@ confinement_begin:
     cmp eax, {driver_code}
     je 1f
     or edx, 32
-1:  /* bit 6: no code segment that ring 1 can have is for 64-bit code, or conforming */
-    xor ecx, ecx
+1:  /* bit 6: no code segment that ring 1 can have is for 64-bit code, or conforming; its own can be looked at */
+    mov ecx, cs
+    lar eax, ecx
+    jz 1f
+    or edx, 64
+1:  xor ecx, ecx
 2:  mov ebx, ecx
     or ebx, 1
     lar eax, ebx

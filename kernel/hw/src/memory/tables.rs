@@ -179,7 +179,12 @@ impl<'a> Root<'a> {
             Leaf::Kernels(address) => (Root::kernel().translate(address).ok_or(OutOfMemory)?.0, Flags::empty()),
             Leaf::Registers(DevicePage(pa)) => (pa, Flags::empty()),
         };
+        let was_mapped = !entry.is_unused();
         entry.set(pa, (flags - (OWNED | LENT)) | more);
+        if was_mapped {
+            // The root may be loaded: a segmented domain's stays so between its upcalls.
+            x86_64::instructions::tlb::flush(x86_64::VirtAddr::new_truncate(address));
+        }
         Ok(())
     }
 

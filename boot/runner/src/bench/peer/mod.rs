@@ -138,8 +138,8 @@ fn of_ringfence(
     let mut running = machine.start(system)?;
     awake.pin(running.process());
     running.wait_for_event("an address", super::has_address)?;
-    if let Some(nic) = nic.filter(|_| kind == DomainKind::Segmented) {
-        reload(&mut running, &nic.name, kind)?;
+    if let Some(nic) = nic.filter(|nic| nic.domain != kind) {
+        reload(&mut running, &nic.module, kind)?;
     }
     for (name, unit, value) in streams_of(ports)? {
         found.push(((name.to_string(), 1), unit.to_string(), value));

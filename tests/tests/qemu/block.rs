@@ -189,14 +189,8 @@ fn an_ide_disk_that_fails_a_command_takes_the_next_one() {
     let script = "fails blkread disk0 0 200; blkread disk0 101 99; fails blkcopy disk0 0 disk0 190 20; \
                   blkcopy disk0 8 disk0 300 60; blkread disk0 300 60; lsmod";
     let mut machine = machine(script);
-    (machine.hba, machine.scratch) = ("none".into(), false);
-    let drive = format!(
-        "if=none,id=bad,file=blkdebug:{}:{},format=raw,rerror=report,werror=report",
-        failing.display(),
-        path.display()
-    );
-    let extra = ["-device", "isa-ide,id=bad-hba", "-drive", &drive, "-device", "ide-hd,drive=bad,bus=bad-hba.0"];
-    machine.extra = extra.map(Into::into).to_vec();
+    machine.hba = "isa-ide".into();
+    (machine.disks, machine.disk_errors) = (vec![path.clone().into()], Some(failing));
     let text = boot_well(&machine);
     assert_eq!(text.matches("ide| warning: block").count(), 2, "{text}");
     assert_eq!(text.matches("as expected: the device failed").count(), 2, "{text}");

@@ -76,7 +76,8 @@ fn a_running_driver_moves_between_the_kinds() {
 }
 
 /// The policy says into which kind of domain modules go, at boot too. A module's manifest has
-/// precedence, and a person's word before both. What only a paged driver can do chooses that.
+/// precedence, and a person's word before both. A request that needs a paged driver chooses that
+/// kind.
 #[test]
 fn policy_manifest_and_person_choose_the_kind() {
     if !are_built() {
@@ -113,7 +114,7 @@ fn policy_manifest_and_person_choose_the_kind() {
         assert_eq!(kinds(name), expected, "{name}\n{text}");
     }
     assert_says(&text, "domains are segmented, unless a module or a person prefers others");
-    // Without a policy, what a module prefers is enough.
+    // Without a policy, a module's preference is enough.
     let mut machine = bare("insmod template; insmod null; lsmod");
     machine.contents.modules.push(preferring(PREFERS_SEGMENTED));
     let text = boot_well(&machine);
@@ -162,14 +163,14 @@ fn both_kinds_are_measured_in_one_run() {
     assert_says(&text, "no row was measured in segmented domains whose name begins with 'fs'");
 }
 
-/// A machine that does not do what segmented domains rely on is found at boot, and refuses the
-/// kind: here the code of the self-test finds something else than it expects.
+/// A machine that lacks a property on which segmented domains rely is found at boot, and refuses
+/// the kind: here the code of the self-test finds something else than it expects.
 #[test]
 fn a_machine_that_does_not_confine_32_bit_code_refuses_it() {
     if !are_built() {
         return;
     }
-    // What is changed in the code: bytes that are there, the how-manieth of them, and others.
+    // The reason, and the change of the code: old bytes, the index of their place, and new bytes.
     let compares = [0x3d, 0x47, 0x4e, 0x49, 0x52];
     let other = [0x3d, 0x45, 0x4e, 0x49, 0x52];
     let changes: [(&str, &[u8], usize, &[u8]); 9] = [
@@ -192,7 +193,7 @@ fn a_machine_that_does_not_confine_32_bit_code_refuses_it() {
         assert_says(&text, &format!("as expected: null.32: segmented domains are refused on this machine: {why}"));
         assert_says(&text, &format!("segments  refused: {why}"));
     }
-    // What the policy would have segmented is paged, and measured as such.
+    // Drivers that the policy would have segmented are paged, and measured as such.
     let folder = tempfile::tempdir().unwrap();
     let policy = folder.path().join("policy.toml");
     std::fs::write(&policy, "kind = \"segmented\"\ndevelopment = true\n").unwrap();
@@ -258,7 +259,7 @@ fn reports_and_traces_know_32_bit_code() {
     assert_says(&text, "rf_log(info, \"was told 'x'\") = 0x0");
 }
 
-/// What a segmented domain cannot have is refused, and the way to it is named.
+/// A request that a segmented driver cannot meet is refused, and the way to it is named.
 #[test]
 fn what_is_for_paged_drivers_is_refused() {
     if !are_built() {
@@ -278,8 +279,9 @@ fn what_is_for_paged_drivers_is_refused() {
     assert_says(&text, "'flat' is no kind; there are paged and segmented");
 }
 
-/// What knows 64-bit code only reloads a driver as paged, and says so: a watch of registers, and
-/// gdb, if it is started for that driver. A build that is pushed takes the place of either kind.
+/// A tool that knows 64-bit code only reloads a driver as paged, and says so: a watch of registers,
+/// and gdb, if it is started for that driver. A build that is pushed takes the place of either
+/// kind.
 #[test]
 fn what_knows_paged_drivers_only_makes_them_paged() {
     if !are_built() {
@@ -300,7 +302,7 @@ fn what_knows_paged_drivers_only_makes_them_paged() {
     };
     run_well(&mut running, "insmod e1000 --kind segmented");
     run_well(&mut running, "insmod template --kind segmented");
-    // What cannot be watched stays as it is.
+    // A driver that cannot be watched stays as it is.
     assert_eq!(running.command("watch template mmio help").unwrap().as_deref(), Some("template has no device"));
     assert_eq!(kind(&mut running, "template"), "segmented");
     running.type_line("watch e1000 mmio ping 10.0.2.2 -c 1").unwrap();
@@ -333,7 +335,8 @@ fn what_knows_paged_drivers_only_makes_them_paged() {
 }
 
 /// A build that was pushed comes before one of the ramdisk for the other kind, which may be older.
-/// One that faults on probation is not the module's file any more, whichever kind was there before.
+/// A build that faults on probation is not the module's file any more, whichever kind was there
+/// before.
 #[test]
 fn a_pushed_build_for_the_other_kind_is_the_newest() {
     if !are_built() {
@@ -383,7 +386,7 @@ fn segmented_drivers_pass_the_tests_of_their_class() {
         return;
     }
     assert_passes("e1000.32", 18);
-    assert_passes("virtio-scsi.32", 9);
+    assert_passes("virtio-scsi.32", 11);
 }
 
 fn assert_passes(name: &str, tests: usize) {
@@ -435,7 +438,7 @@ fn broken_segmented_drivers_hurt_nobody() {
     }
 }
 
-/// What 32-bit code can try ends it, with the exact fault.
+/// Each attack of 32-bit code ends its driver with the exact fault, or has the expected answer.
 #[test]
 fn every_attack_of_32_bit_code_ends_its_driver_with_the_exact_fault() {
     if !are_built() {

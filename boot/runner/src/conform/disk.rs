@@ -1,4 +1,4 @@
-//! The tests that any disk driver must pass, whatever the class of its disks.
+//! The tests that any disk driver must pass, for any class of disks.
 
 use super::Bench;
 use anyhow::{Context, Result, bail};
@@ -25,6 +25,37 @@ pub const TESTS: &[(&str, &str, Test)] = &[
 /// The test for adapters only: a block device has one disk, for ever.
 pub const OF_ADAPTERS: (&str, &str, Test) =
     ("hot-plug", "a disk that is plugged in is found by a rescan, and one that is pulled is gone", hot_plug);
+
+/// The test on disks that report errors ([`error_rules`]).
+pub const BAD_BLOCK: (&str, &str, Test) =
+    ("bad-block", "a block that the disk cannot read or write fails its own requests, and no others", bad_block);
+
+/// The test with each size of the device's ring, where the machine chooses it.
+pub const RING_SIZE: (&str, &str, Test) =
+    ("ring-size", "with rings of the smallest size and of the largest, nothing is lost", ring_size);
+
+/// Blocks that cannot be read, and blocks that cannot be written, each with the number of the error
+/// of the host (`errno`). QEMU reports ENODATA as MEDIUM ERROR and ENOSPC as DATA PROTECT to a SCSI
+/// disk's driver, and EIO as ABORTED COMMAND (`scsi_sense_from_errno` in `scsi/utils.c`).
+const UNREADABLE: [(u64, u32); 2] = [(100, ENODATA), (300, EIO)];
+const UNWRITABLE: [(u64, u32); 2] = [(500, ENOSPC), (700, EIO)];
+const EIO: u32 = 5;
+const ENOSPC: u32 = 28;
+pub const ENODATA: u32 = 61;
+
+/// Returns the rules of QEMU's `blkdebug` for disks that report errors for some blocks.
+pub fn error_rules() -> String {
+    rules("read_aio", &UNREADABLE) + &rules("write_aio", &UNWRITABLE)
+}
+
+/// Returns rules of QEMU's `blkdebug`: each access of one kind to one of the blocks ends with the
+/// error of the host behind it.
+pub fn rules(event: &str, blocks: &[(u64, u32)]) -> String {
+    let rule = |(sector, errno): &_| {
+        format!("[inject-error]\nevent = \"{event}\"\nsector = \"{sector}\"\nerrno = \"{errno}\"\n")
+    };
+    blocks.iter().map(rule).collect()
+}
 
 fn disks(bench: &mut Bench) -> Result<Vec<(String, u64)>> {
     bench.run("blkread disk0 0 1")?;
@@ -93,6 +124,42 @@ fn end(bench: &mut Bench) -> Result<()> {
     bench.fail(&format!("blkread disk0 {BLOCKS} 1"))?;
     bench.fail(&format!("blkread disk0 {} 2", BLOCKS - 1))?;
     bench.run("blkcheck disk0 0 8 9")
+}
+
+fn bad_block(bench: &mut Bench) -> Result<()> {
+    for round in 0..2 {
+        for (block, _) in UNREADABLE {
+            bench.fail(&format!("blkread disk0 {block} 1"))?;
+            bench.fail(&format!("blkread disk0 {} 100", block - 50))?;
+            bench.run(&format!("blkread disk0 {} 1", block - 1))?;
+            bench.run(&format!("blkcheck disk0 {} 99 {round}", block + 1))?;
+        }
+        for (block, _) in UNWRITABLE {
+            bench.fail(&format!("blkwrite disk0 {block} 1 8"))?;
+            bench.fail(&format!("blkwrite disk0 {} 100 8", block - 50))?;
+            bench.run(&format!("blkread disk0 {} 100", block - 50))?;
+            bench.run(&format!("blkcheck disk0 {} 99 {round}", block + 1))?;
+        }
+        // The errors come between requests of both directions that are carried out.
+        let commands =
+            ["blkcheck disk0 1000 2000 7", "blkcopy disk0 0 disk1 1000 1000", "blkcopy disk0 3000 disk1 0 1000"];
+        match bench.at_once(commands)? {
+            [None, Some(_), Some(_)] => {}
+            ends => bail!("a check and two copies from or to bad blocks ended so: {ends:?}"),
+        }
+        bench.run("blkverify disk0 1000 2000 7")?;
+        // A successor knows no more of the bad blocks than its predecessor.
+        bench.end_driver()?;
+    }
+    Ok(())
+}
+
+fn ring_size(bench: &mut Bench) -> Result<()> {
+    identify(bench)?;
+    bench.run("blkcheck disk0 7 300 3")?;
+    depth(bench)?;
+    bench.end_driver()?;
+    same(bench)
 }
 
 fn restart(bench: &mut Bench) -> Result<()> {

@@ -1,7 +1,8 @@
 //! The tests that any driver of a filesystem must pass. The host's own tools make the filesystem,
-//! and read what the driver has written.
+//! and read the files that the driver has written.
 
 use super::Bench;
+use super::disk::{ENODATA, rules};
 use crate::images::{self, Fat, tool_well};
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
@@ -47,6 +48,10 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("unload", "a filesystem that is taken away and mounted again works, and no memory is gone", unload),
 ];
 
+/// The test on a disk that cannot read one block of the longest file ([`Image::error_rules`]).
+pub const BAD_BLOCK: (&str, &str, Test) =
+    ("bad-block", "a block that the disk cannot read fails reads of its file, and no others", bad_block);
+
 /// A disk image with a filesystem that the host's tools have made.
 pub struct Image {
     path: PathBuf,
@@ -89,6 +94,16 @@ impl Image {
     /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the rule of QEMU's `blkdebug` by which the disk cannot read a block in the middle of
+    /// the longest file.
+    pub fn error_rules(&self) -> Result<String> {
+        let bytes = std::fs::read(&self.path)?;
+        let middle = self.big().chunks_exact(512).nth(BIG / 1024).context("the longest file is short")?;
+        let block = bytes.chunks_exact(512).position(|block| block == middle);
+        let block = block.context("the longest file is not on the image")?;
+        Ok(rules("read_aio", &[(block as u64, ENODATA)]))
     }
 
     /// Checks by the host's tools that the filesystem is in order; or, after the driver was ended
@@ -187,7 +202,7 @@ fn is_back(name: &str) -> impl Fn(&Event) -> bool {
     move |event| matches!(event, Event::Restarted { name: other, .. } if *other == name)
 }
 
-/// Returns whether the driver writes. One that does not says so.
+/// Returns whether the driver writes. A driver that does not write returns [`FsError::ReadOnly`].
 fn writes(bench: &mut Bench) -> Result<bool> {
     match bench.try_to(&at("mkdir", "probe"))? {
         None => bench.run(&at("rm", "probe")).map(|()| true),
@@ -203,6 +218,28 @@ fn umount(bench: &mut Bench) -> Result<()> {
 fn mount(bench: &mut Bench, options: &str) -> Result<()> {
     let name = bench.name.clone();
     bench.run(&format!("mount disk0 {AT} -t {name}{options}"))
+}
+
+fn bad_block(bench: &mut Bench, image: &Image) -> Result<()> {
+    let others = || image.content.iter().filter(|(name, _)| !name.starts_with("many/") && **name != of_length(BIG));
+    let writes = writes(bench)?;
+    for _ in 0..2 {
+        bench.fail(&at("sha256sum", &of_length(BIG)))?;
+        if writes {
+            bench.fail(&from_to("cp", &of_length(BIG), "copy of the bad file"))?;
+            bench.run(&from_to("cp", &of_length(65537), "copy of a good file"))?;
+            has(bench, "copy of a good file", &image.content[&of_length(65537)])?;
+        }
+        for (name, content) in others() {
+            has(bench, name, content)?;
+        }
+        bench.end_driver()?;
+    }
+    umount(bench)?;
+    if writes {
+        image.check_file("copy of a good file", &image.content[&of_length(65537)])?;
+    }
+    image.check_file(&of_length(BIG), image.big())
 }
 
 fn read(bench: &mut Bench, image: &Image) -> Result<()> {
@@ -349,7 +386,7 @@ fn full(bench: &mut Bench, image: &Image) -> Result<()> {
             bail!("{MOST} copies fit onto a disk that is smaller");
         }
     }
-    // What is not whole is no copy, whether or not its beginning is there.
+    // An incomplete copy does not count, whether or not its beginning is there.
     bench.try_to(&at("rm", &format!("copy {copies}")))?;
     for name in [of_length(BIG), of_length(65537)] {
         has(bench, &name, &image.content[&name])?;
@@ -499,8 +536,8 @@ impl Change {
     }
 }
 
-/// Makes `count` random changes of files, also some that cannot be made, and reads files. What
-/// becomes of them is compared with the same changes of files in the runner's memory.
+/// Makes `count` random changes of files, also some that cannot be made, and reads files. The
+/// results are compared with the same changes of files in the runner's memory.
 pub fn random(bench: &mut Bench, image: &Image, count: usize, random: &mut Rng) -> Result<()> {
     let writes = writes(bench)?;
     let mut files = image.content.clone();

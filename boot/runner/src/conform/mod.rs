@@ -17,7 +17,7 @@ use peer::Peer;
 use ringfence_abi::manifest::{DomainKind, Kind};
 use ringfence_link::event::Event;
 use serde_json::json;
-use std::fs::File;
+use std::fs::{self, File};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -104,6 +104,25 @@ impl Bench {
     fn ended(&mut self, line: &str) -> Result<()> {
         let ended = |event| matches!(event, Event::Command { line: ended, .. } if ended == line).then_some(());
         self.running.wait_for_event(&format!("the end of '{line}'"), ended)
+    }
+
+    /// Runs commands at the same time. Returns the error of each, if it failed.
+    fn at_once<const N: usize>(&mut self, lines: [&str; N]) -> Result<[Option<String>; N]> {
+        let mut ends = [const { None }; N];
+        for line in lines {
+            self.running.type_line(&format!("{line} &"))?;
+        }
+        while ends.iter().any(Option::is_none) {
+            let end = |event| match event {
+                Event::Command { line, error } => Some((line.to_string(), error.map(|error| error.to_string()))),
+                _ => None,
+            };
+            let (ended, error) = self.running.wait_for_event("the end of a command", end)?;
+            if let Some(index) = lines.iter().position(|line| *line == ended) {
+                ends[index] = Some(error);
+            }
+        }
+        Ok(ends.map(Option::flatten))
     }
 
     /// Runs a command, which must fail.
@@ -204,7 +223,49 @@ enum Test {
     Files(files::Test),
 }
 
-/// What a driver under test works with, besides its device.
+/// The machines that a test runs on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Setting {
+    /// One, with the device as it is.
+    Usual,
+    /// One for each ring size of the device that the machine can choose.
+    RingSizes,
+    /// One whose disks report errors for some blocks.
+    BadDisks,
+}
+
+/// A test, by its name.
+struct Case {
+    name: &'static str,
+    meaning: &'static str,
+    setting: Setting,
+    test: Test,
+}
+
+/// The driver under test, and its device.
+#[derive(Clone, Copy)]
+struct Tested<'a> {
+    driver: &'a Driver,
+    /// QEMU's name of the device with its options, or the name of a format.
+    device: &'a str,
+    /// Whether the disks report errors for some blocks.
+    bad_disks: bool,
+}
+
+/// QEMU's devices whose rings have a size that the machine chooses, with the options that choose
+/// the smallest size, the largest size, and one that is smaller than the driver asks for.
+const RING_SIZES: [(&str, [&str; 3]); 3] = [
+    ("virtio-net", ["rx_queue_size=256,tx_queue_size=256", "rx_queue_size=512", "rx_queue_size=1024"]),
+    ("virtio-scsi", ["virtqueue_size=4", "virtqueue_size=32", "virtqueue_size=1024"]),
+    ("virtio-blk", ["queue-size=4", "queue-size=32", "queue-size=1024"]),
+];
+
+/// Returns the options of a device for the sizes of its rings; none if its driver chooses the size.
+fn ring_sizes(device: &str) -> &'static [&'static str] {
+    RING_SIZES.iter().find(|(name, _)| device.starts_with(name)).map_or(&[], |(_, options)| options)
+}
+
+/// The peer or the filesystem that a driver under test works with, besides its device.
 enum Other {
     /// The host at the other end of the cable.
     Peer(Peer),
@@ -213,21 +274,41 @@ enum Other {
     Nothing,
 }
 
-/// Returns the tests of a class: names, meanings and functions.
-fn tests_of(kind: Kind) -> Vec<(&'static str, &'static str, Test)> {
+/// Returns the tests of a class.
+fn tests_of(kind: Kind) -> Vec<Case> {
+    fn cases<T: Copy>(
+        tests: &[(&'static str, &'static str, T)],
+        setting: Setting,
+        of_class: impl Fn(T) -> Test,
+    ) -> Vec<Case> {
+        let case = |&(name, meaning, test): &_| Case { name, meaning, setting, test: of_class(test) };
+        tests.iter().map(case).collect()
+    }
+    use Setting::{BadDisks, RingSizes, Usual};
     match kind {
-        Kind::Nic => nic::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Nic(*test))).collect(),
-        Kind::Scsi | Kind::Block => {
-            let of_adapters = (kind == Kind::Scsi).then_some(&disk::OF_ADAPTERS);
-            let tests = disk::TESTS.iter().chain(of_adapters);
-            tests.map(|(name, meaning, test)| (*name, *meaning, Test::Disk(*test))).collect()
+        Kind::Nic => {
+            let usual = cases(nic::TESTS, Usual, Test::Nic);
+            usual.into_iter().chain(cases(&[nic::RING_SIZE], RingSizes, Test::Nic)).collect()
         }
-        Kind::Fs => files::TESTS.iter().map(|(name, meaning, test)| (*name, *meaning, Test::Files(*test))).collect(),
+        Kind::Scsi | Kind::Block => {
+            let mut cases_of_disks = cases(disk::TESTS, Usual, Test::Disk);
+            cases_of_disks.extend(cases(&[disk::BAD_BLOCK], BadDisks, Test::Disk));
+            cases_of_disks.extend(cases(&[disk::RING_SIZE], RingSizes, Test::Disk));
+            if kind == Kind::Scsi {
+                cases_of_disks.extend(cases(&[disk::OF_ADAPTERS], Usual, Test::Disk));
+            }
+            cases_of_disks
+        }
+        Kind::Fs => {
+            let usual = cases(files::TESTS, Usual, Test::Files);
+            usual.into_iter().chain(cases(&[files::BAD_BLOCK], BadDisks, Test::Files)).collect()
+        }
         Kind::Other => Vec::new(),
     }
 }
 
-/// Returns what the driver is tested on: QEMU's name of a device, or the name of a format.
+/// Returns the device or the format that the driver is tested on: QEMU's name of a device, or the
+/// name of a format.
 fn device<'a>(options: &'a Options, driver: &'a Driver) -> Result<&'a str> {
     let wanted = options.device.as_deref();
     match (driver.kind, &*driver.name) {
@@ -243,31 +324,33 @@ fn device<'a>(options: &'a Options, driver: &'a Driver) -> Result<&'a str> {
 
 /// Returns the names and meanings of a class's tests, for the documents.
 pub fn meanings(kind: Kind) -> impl Iterator<Item = (&'static str, &'static str)> {
-    tests_of(kind).into_iter().map(|(name, meaning, _)| (name, meaning))
+    tests_of(kind).into_iter().map(|case| (case.name, case.meaning))
 }
 
 /// Tests the driver; returns the outcome of each test.
 pub fn outcomes(system: &System, options: &Options, mut show: impl FnMut(&Outcome)) -> Result<Vec<Outcome>> {
     let driver = drivers::find(system, &options.machine, &options.name)?;
-    let tests = tests_of(driver.kind);
+    let mut tests = tests_of(driver.kind);
     if tests.is_empty() {
         bail!("{} offers nothing that there are tests for", options.name);
     }
     let device = device(options, &driver)?;
-    let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
-    if !tests.iter().any(|(name, ..)| wanted(name)) {
-        let names: Vec<&str> = tests.iter().map(|(name, ..)| *name).collect();
+    tests.retain(|case| case.setting != Setting::RingSizes || !ring_sizes(device).is_empty());
+    let wanted = |case: &Case| options.only.as_deref().is_none_or(|only| only == case.name);
+    if !tests.iter().any(wanted) {
+        let names: Vec<&str> = tests.iter().map(|case| case.name).collect();
         bail!("there is no such test; there are: {}", names.join(", "));
     }
     let is_allowed = |ring: &u8| *ring == 1 || !driver.is_ring1_only;
     let is_wanted = |ring: &u8| options.ring.is_none_or(|only| only == *ring);
     let rings: Vec<u8> = [1, 0].into_iter().filter(is_allowed).filter(is_wanted).collect();
     let mut outcomes = Vec::new();
-    for (name, meaning, test) in tests.into_iter().filter(|(name, ..)| wanted(name)) {
+    for case in tests.into_iter().filter(wanted) {
         for &ring in &rings {
             let began = Instant::now();
-            let failure =
-                attempt(system, options, (&driver, device), test, ring).err().map(|error| format!("{error:#}"));
+            let attempt = attempt(system, options, (&driver, device), &case, ring);
+            let failure = attempt.err().map(|error| format!("{error:#}"));
+            let Case { name, meaning, .. } = case;
             let outcome = Outcome { test: name, meaning, ring, failure, time: began.elapsed() };
             show(&outcome);
             outcomes.push(outcome);
@@ -282,7 +365,8 @@ pub fn give_random(system: &System, options: &Options, driver: &Driver, count: u
     let device = device(options, driver)?;
     let mut random = Rng::with_seed(seed);
     let mut faults = 0;
-    on_bench(system, options, (driver, device), 1, |bench, other| {
+    let tested = Tested { driver, device, bad_disks: false };
+    on_bench(system, options, tested, 1, |bench, other| {
         match (driver.kind, other) {
             (_, Other::Peer(peer)) => random::frames(bench, peer, count, &mut random)?,
             (_, Other::Image(image)) => {
@@ -300,21 +384,30 @@ pub fn give_random(system: &System, options: &Options, driver: &Driver, count: u
     Ok(faults)
 }
 
-/// Boots a machine with the driver and runs one test on it.
-fn attempt(system: &System, options: &Options, device: (&Driver, &str), test: Test, ring: u8) -> Result<()> {
-    on_bench(system, options, device, ring, |bench, other| match (test, other) {
-        (Test::Nic(test), Other::Peer(peer)) => test(bench, peer),
-        (Test::Files(test), Other::Image(image)) => test(bench, image),
-        (Test::Disk(test), _) => test(bench),
-        (Test::Nic(_) | Test::Files(_), _) => bail!("the machine does not have what the test is about"),
-    })
+/// Boots each machine of a test with the driver and runs the test on it.
+fn attempt(system: &System, options: &Options, (driver, device): (&Driver, &str), case: &Case, ring: u8) -> Result<()> {
+    let on = |device: &str| {
+        let tested = Tested { driver, device, bad_disks: case.setting == Setting::BadDisks };
+        on_bench(system, options, tested, ring, |bench, other| match (case.test, other) {
+            (Test::Nic(test), Other::Peer(peer)) => test(bench, peer),
+            (Test::Files(test), Other::Image(image)) => test(bench, image),
+            (Test::Disk(test), _) => test(bench),
+            (Test::Nic(_) | Test::Files(_), _) => bail!("the machine does not have what the test is about"),
+        })
+    };
+    match case.setting {
+        Setting::Usual | Setting::BadDisks => on(device),
+        Setting::RingSizes => ring_sizes(device)
+            .iter()
+            .try_for_each(|size| on(&format!("{device},{size}")).with_context(|| format!("with {size}"))),
+    }
 }
 
 /// Boots a machine with the driver in a ring, does something with it, and shuts it down in order.
 fn on_bench(
     system: &System,
     options: &Options,
-    (driver, device): (&Driver, &str),
+    Tested { driver, device, bad_disks }: Tested,
     ring: u8,
     then: impl FnOnce(&mut Bench, &Other) -> Result<()>,
 ) -> Result<()> {
@@ -327,6 +420,7 @@ fn on_bench(
     machine.timeout = Some(LIMIT);
     machine.extra.extend(["-qmp".into(), format!("unix:{},server=on,wait=off", socket.display()).into()]);
     let mut other = Other::Nothing;
+    let mut rules = String::new();
     (machine.nic, machine.hba) = ("none".to_string(), "none".to_string());
     match *kind {
         Kind::Nic => {
@@ -341,14 +435,21 @@ fn on_bench(
                 File::create(&path)?.set_len(disk::BLOCKS * 512)?;
                 machine.disks.push(Disk::from(path));
             }
+            rules = disk::error_rules();
         }
         Kind::Fs => {
             let image = files::Image::new(folder.path(), device)?;
             machine.hba = Machine::default().hba;
             machine.disks.push(Disk::from(image.path().to_path_buf()));
+            rules = if bad_disks { image.error_rules()? } else { String::new() };
             other = Other::Image(image);
         }
         Kind::Other => {}
+    }
+    if bad_disks {
+        let path = folder.path().join("errors");
+        fs::write(&path, rules)?;
+        machine.disk_errors = Some(path);
     }
     let running = machine.start(system)?;
     let monitor = Monitor::new(&socket)?;

@@ -31,6 +31,10 @@ pub const TESTS: &[(&str, &str, Test)] = &[
     ("unload", "a driver that is unloaded and loaded again works, and no memory is gone", unload),
 ];
 
+/// The test with each size of the card's rings, where the machine chooses it.
+pub const RING_SIZE: (&str, &str, Test) =
+    ("ring-size", "with rings of the smallest size and of the largest, frames come and go", ring_size);
+
 const DATA: [u8; 100] = [0xa5; 100];
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -90,6 +94,16 @@ fn ring_dry(bench: &mut Bench, peer: &Peer) -> Result<()> {
     bench.go_on()?;
     peer.echoes(DATA.len());
     peer.echo(&mac, &pattern(35))
+}
+
+fn ring_size(bench: &mut Bench, peer: &Peer) -> Result<()> {
+    ring_dry(bench, peer)?;
+    bench.run("ping 10.7.0.1 -c 200 -i 0")?;
+    bench.end_driver()?;
+    let mac = peer.resolve()?;
+    peer.flood(&mac, &DATA, 500);
+    peer.echoes(DATA.len());
+    peer.echo(&mac, &pattern(40))
 }
 
 fn long(bench: &mut Bench, peer: &Peer) -> Result<()> {

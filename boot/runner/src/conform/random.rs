@@ -12,7 +12,8 @@ pub const INPUTS_PER_COMMAND: usize = 20;
 /// The longest random text of a command.
 const LONGEST_TEXT: usize = 200;
 
-/// Returns a random text of what a person can type, without what the shell takes for its own.
+/// Returns a random text of letters and digits. A person can type them, and the shell gives them no
+/// meaning of its own.
 fn text(random: &mut Rng) -> String {
     (0..random.usize(1..LONGEST_TEXT)).map(|_| random.alphanumeric()).collect()
 }

@@ -36,7 +36,7 @@ pub enum Opened {
     Careful,
     /// In its own format.
     Image,
-    /// As raw blocks, whatever its content is.
+    /// As raw blocks, for any content.
     Raw,
 }
 
@@ -66,15 +66,23 @@ impl Disk {
         self.format(opened).map(|_| ())
     }
 
-    /// Returns the value of QEMU's `-drive` that opens the disk under the name `id`. QEMU does not
-    /// take the beginning of the file's name for a protocol, whatever it is.
-    pub fn drive(&self, id: &str, more: &str, opened: Opened) -> Result<OsString> {
+    /// Returns the value of QEMU's `-drive` that opens the disk under the name `id`. QEMU never
+    /// takes the beginning of the file's name for a protocol. The disk reports errors by the rules
+    /// in the file `errors`, if there is one (QEMU's `docs/devel/blkdebug.txt`).
+    pub fn drive(&self, id: &str, more: &str, opened: Opened, errors: Option<&Path>) -> Result<OsString> {
         let driver = if self.metadata()?.file_type().is_block_device() { "host_device" } else { "file" };
         let read_only = if self.read_only { ",read-only=on" } else { "" };
         let format = self.format(opened)?;
-        let mut drive = OsString::from(format!(
-            "if=none,id={id},format={format},file.driver={driver}{read_only}{more},file.filename="
-        ));
+        let mut drive = OsString::from(format!("if=none,id={id},format={format}{read_only}{more}"));
+        let file = match errors {
+            None => "file",
+            Some(rules) => {
+                drive.push(",file.driver=blkdebug,file.config=");
+                drive.push(in_option(rules));
+                "file.image"
+            }
+        };
+        drive.push(format!(",{file}.driver={driver},{file}.filename="));
         drive.push(in_option(&self.path));
         Ok(drive)
     }
@@ -325,10 +333,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a,b:c.img");
         std::fs::write(&path, [0; 512]).unwrap();
-        let text =
-            Disk { path, read_only: true }.drive("d", ",cache=unsafe", Opened::Careful).unwrap().into_string().unwrap();
+        let text = Disk { path, read_only: true }
+            .drive("d", ",cache=unsafe", Opened::Careful, None)
+            .unwrap()
+            .into_string()
+            .unwrap();
         assert!(
-            text.starts_with("if=none,id=d,format=raw,file.driver=file,read-only=on,cache=unsafe,file.filename=/"),
+            text.starts_with("if=none,id=d,format=raw,read-only=on,cache=unsafe,file.driver=file,file.filename=/"),
             "{text}"
         );
         assert!(text.ends_with("/a,,b:c.img"), "{text}");

@@ -100,7 +100,7 @@ impl Sender {
     }
 }
 
-/// What the threads of a link share.
+/// The state that the threads of a link share.
 #[derive(Default)]
 struct Hub {
     kernel: Mutex<Option<Sender>>,

@@ -99,6 +99,8 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     /// How some of the disks are opened; the others are opened with [`Opened::Careful`].
     pub opened: Vec<(PathBuf, Opened)>,
+    /// A file with rules by which all disks report errors, for QEMU's `blkdebug`, if they do.
+    pub disk_errors: Option<PathBuf>,
     /// Whether the run gets an empty disk if it has no other.
     pub scratch: bool,
     /// A disk behind all others, which is mounted at `/etc` at boot.
@@ -148,7 +150,7 @@ pub struct Http {
     pub address: Ipv4Addr,
     /// The host's port.
     pub port: u16,
-    /// What a request must have to do something.
+    /// The token that a request must have to do something.
     pub token: String,
 }
 
@@ -156,7 +158,8 @@ impl Http {
     /// The guest's port.
     const GUEST: u16 = 80;
 
-    /// Returns the kernel's option: the guest's port, what a browser connects to, and the token.
+    /// Returns the kernel's option: the guest's port, the address and port that a browser connects
+    /// to, and the token.
     fn option(&self) -> String {
         format!("{} {}:{} {}", Http::GUEST, self.address, self.port, self.token)
     }
@@ -173,6 +176,7 @@ impl Default for Machine {
             cpu: None,
             smp: 1,
             disks: Vec::new(),
+            disk_errors: None,
             opened: Vec::new(),
             scratch: false,
             etc: None,
@@ -261,7 +265,7 @@ impl Machine {
             }
             (Boot::Iso(image), None) => {
                 let image = Disk { path: image.clone(), read_only: true };
-                qemu.arg("-drive").arg(image.drive("cd0", ",media=cdrom", Opened::Raw)?).args(["-boot", "d"]);
+                qemu.arg("-drive").arg(image.drive("cd0", ",media=cdrom", Opened::Raw, None)?).args(["-boot", "d"]);
                 qemu.args(["-device", "ide-cd,drive=cd0"]);
             }
         }
@@ -378,7 +382,8 @@ impl Machine {
         // machine without a message.
         let cache = if self.volatile_disks { ",cache=unsafe" } else { "" };
         let options = format!(",werror=report,rerror=report{cache}");
-        qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), &options, self.opened_as(disk))?);
+        let errors = self.disk_errors.as_deref();
+        qemu.arg("-drive").arg(disk.drive(&format!("disk{index}"), &options, self.opened_as(disk), errors)?);
         Ok(())
     }
 

@@ -1,5 +1,5 @@
-//! QEMU's machine protocol (QMP), which does what a user does at the machine itself, and QEMU's
-//! test protocol (qtest), which accesses registers without the guest.
+//! QEMU's machine protocol (QMP), which acts as a user does at the machine itself, and QEMU's test
+//! protocol (qtest), which accesses registers without the guest.
 
 use anyhow::{Context, Result, bail};
 use std::io::{BufRead, BufReader, Write};

@@ -1,7 +1,7 @@
 /*
  * The guest's half of 'cargo run -- bench --peer linux': the only program of a Linux guest, its
  * /init. It loads the modules in /mods, serves echo, discard and character generator like Ringfence
- * does, and measures what Ringfence's 'bench' measures, with one system call where that has one
+ * does, and measures the rows of Ringfence's 'bench', with one system call where 'bench' has one
  * upcall. It prints lines for the runner on its console:
  *
  *     @PEER user                          the program runs
@@ -517,7 +517,7 @@ static void mount_disk(const char *device, const char *at, const char *type, uns
 	}
 }
 
-/* What is read is not in the kernel's cache before. */
+/* Empties the kernel's cache, so that files are read from the disk. */
 static void forget_files(void)
 {
 	int file = open("/proc/sys/vm/drop_caches", O_WRONLY);
@@ -547,7 +547,7 @@ static void read_file(const char *name, const char *path, char *buffer)
 	}
 }
 
-/* What is written is on the disk afterwards. */
+/* Writes a file. Its data is on the disk before the time ends. */
 static void write_file(const char *name, const char *path, char *buffer)
 {
 	for (int sample = 0; sample <= FILE_SAMPLES; sample++) {

@@ -3,8 +3,8 @@
 //! trace` asks for traces ([`crate::streams`]); `cargo run -- gdb` speaks gdb's protocol
 //! ([`crate::debugger`]).
 //!
-//! A request that comes again, because its answer was lost, has no second effect. **Whoever reaches
-//! the second serial port can do what a person at the console can.**
+//! A request that comes again, because its answer was lost, has no second effect. **A program that
+//! reaches the second serial port has the powers of a person at the console.**
 
 use crate::debugger;
 use crate::shell::modules::load_or_reload;
@@ -49,7 +49,7 @@ struct Incoming {
     bytes: Vec<u8>,
 }
 
-/// What was done, or the reason why it was not.
+/// The answer to a request, or the reason why it failed.
 type Result = core::result::Result<String, String>;
 
 /// The task that carries out requests.
@@ -212,7 +212,7 @@ impl Remote {
         Ok(())
     }
 
-    /// Returns the place of a file among those that come.
+    /// Returns the index of a file among the incoming files.
     fn place(&self, number: u64) -> core::result::Result<usize, String> {
         let place = self.incoming.iter().position(|incoming| incoming.number == number);
         place.ok_or_else(|| "the file is not known: others have come since".to_string())

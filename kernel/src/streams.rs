@@ -20,7 +20,7 @@ use ringfence_link::request::TRACE_SECONDS;
 use ringfence_link::trace::{Content, Piece, Traced, What};
 use ringfence_link::{FILES, TRACES, file};
 
-/// What a trace keeps until it is sent.
+/// Number of events, and of bytes of their texts and contents, that a trace keeps until it is sent.
 const EVENTS: usize = 4096;
 const CONTENT_BYTES: usize = 256 << 10;
 /// The most bytes of a frame that can be asked for: a frame that is sent must fit into one of the
@@ -69,8 +69,8 @@ impl Streams {
         Ok(format!("{name} is traced"))
     }
 
-    /// Ends the trace of the driver called `name`, and sends what there is. Returns how many events
-    /// there were.
+    /// Ends the trace of the driver called `name`, and sends its remaining events. Returns how many
+    /// events there were.
     pub async fn end(&mut self, name: &str) -> Result<String, String> {
         let place = self.0.iter().position(|stream| stream.trace.name == name);
         let mut stream = self.0.remove(place.ok_or_else(|| format!("{name} is not traced for a program"))?);
@@ -125,7 +125,7 @@ pub async fn send_file(name: &str, bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Sends all that a trace has kept, for the runner to save. Returns how many events that are.
+/// Sends all events that a trace has kept, for the runner to save. Returns how many those are.
 pub async fn save(trace: &Arc<Trace>) -> Result<u64, String> {
     if !link::is_there() {
         return Err("there is no second serial port".to_string());
@@ -147,8 +147,8 @@ enum Sent {
 }
 
 impl Stream {
-    /// Sends all that there is at the moment. Other tasks have their turn meanwhile. Returns how
-    /// many events were sent.
+    /// Sends all events that there are at the moment. Other tasks have their turn meanwhile.
+    /// Returns how many events were sent.
     async fn send_all(&mut self) -> Result<u64, String> {
         let end = self.trace.kept().record.count();
         let lost = self.trace.kept().record.lost().max(self.sent);

@@ -13,7 +13,7 @@ use ringfence_core::passed::Content;
 use ringfence_core::trace::Span;
 use ringfence_link::trace as told;
 
-/// Returns the name of what a driver is passed.
+/// Returns the noun for the frames or requests that a driver is passed.
 pub fn noun(kept: &Kept) -> &'static str {
     kept.class().map_or("request", |class| class.noun())
 }
@@ -96,7 +96,7 @@ fn entered_with(operation: u64, [a, b, _]: [u64; 3], text: Option<String>) -> St
     }
 }
 
-/// Returns what a driver has left an upcall with, for a person.
+/// Returns the result with which a driver has left an upcall, for a person.
 fn left_with(operation: u64, result: Result<u64, UpcallError>) -> String {
     match result {
         Ok(reply) if operation == POLL => Reply::from_bits_truncate(reply).to_string(),
@@ -105,7 +105,7 @@ fn left_with(operation: u64, result: Result<u64, UpcallError>) -> String {
     }
 }
 
-/// Returns what was passed, and the same in words.
+/// Returns the content that was passed, and the same in words.
 fn content_in_words(kept: &Kept, content: KeptContent) -> (told::Content<'_>, String) {
     let content = match content {
         KeptContent::Frame(span) => Content::Frame(kept.bytes.get(span).unwrap_or_default()),

@@ -148,7 +148,7 @@ pub async fn run(
     {
         (kind, why) = ("wrong", Some(error));
     }
-    // A good module cannot come back that needs what the changed one has destroyed, such as a
+    // A good module cannot come back if the changed one has destroyed data that it needs, such as a
     // filesystem on its disk. The last list may put that right.
     let restored = run_all(after).await.map_err(|error| put_back.err().unwrap_or(error));
     let restore_us = fault.as_ref().filter(|_| restored.is_ok()).map(|fault| (time::uptime_ns() - fault.at_ns) / 1000);

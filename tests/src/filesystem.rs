@@ -1,4 +1,4 @@
-//! What tests say about images of filesystems ([`ringfence::images`]).
+//! Images of filesystems for tests ([`ringfence::images`]), and checks of them.
 
 use ringfence::images::{self, Fat};
 use std::path::{Path, PathBuf};

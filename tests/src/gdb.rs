@@ -65,7 +65,7 @@ impl Gdb {
         writeln!(self.input, "{command}\necho \\n<<{}>>\\n", self.given).unwrap();
     }
 
-    /// Waits for the end of the command that was given, and returns what gdb said since.
+    /// Waits for the end of the command that was given, and returns gdb's output until then.
     pub fn wait(&mut self) -> String {
         let mark = format!("<<{}>>", self.given);
         let (mut said, end) = (String::new(), Instant::now() + TIME_LIMIT);
@@ -80,7 +80,7 @@ impl Gdb {
         }
     }
 
-    /// Gives a command, and returns what gdb says.
+    /// Gives a command, and returns gdb's output.
     pub fn run(&mut self, command: &str) -> String {
         self.give(command);
         self.wait()

@@ -54,8 +54,8 @@ pub fn unfenced(mut machine: Machine) -> Machine {
 
 /// A run that has ended: the console's output, to which it dereferences, and the kernel's events.
 ///
-/// **A test asks the events for what happened.** It searches the console only for a sentence that
-/// it tests.
+/// **A test takes its facts from the events.** It searches the console only for a sentence that it
+/// tests.
 #[derive(Debug)]
 pub struct Ran {
     run: Run,

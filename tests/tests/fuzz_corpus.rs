@@ -1,4 +1,4 @@
-//! Replays the inputs of `fuzz/corpus`: the first ones, and those that the fuzzer has found.
+//! Replays the inputs of `fuzz/corpus`: the first inputs, and the inputs that the fuzzer has found.
 
 #[test]
 fn every_kept_input_is_survived() {

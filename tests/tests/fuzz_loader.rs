@@ -1,5 +1,5 @@
-//! Runs the module loader on damaged files. Whatever the bytes are, the loader returns, and accepts
-//! only sound modules.
+//! Runs the module loader on damaged files. For any bytes, the loader returns, and accepts only
+//! sound modules.
 
 use proptest::prelude::*;
 use ringfence_abi::layout::IMAGE_MAX;

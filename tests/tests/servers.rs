@@ -69,8 +69,8 @@ impl Net {
         Net { now, guest, clients, servers, is_connected: true }
     }
 
-    /// Lets both sides do what they can, and carries their frames over. Returns `false` if there
-    /// were none.
+    /// Polls both sides, and carries their frames over if they are connected. Returns `false` if
+    /// there were none.
     fn exchange(&mut self) -> bool {
         let (end, stack, sockets) = &mut self.guest;
         self.servers.serve(sockets);

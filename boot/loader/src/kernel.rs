@@ -45,7 +45,7 @@ pub fn start(firmware: &Firmware, frames: &mut Frames, file: &[u8]) -> Result<In
         space.map_segment(frames, &segment, bytes)?;
     }
 
-    // Map everything that the kernel's configuration asks for. Fixed addresses are reserved first,
+    // Map all regions that the kernel's configuration asks for. Fixed addresses are reserved first,
     // so that dynamic addresses avoid them.
     let mappings = &config.mappings;
     for mapping in [Some(mappings.kernel_stack), Some(mappings.boot_info), mappings.physical_memory] {

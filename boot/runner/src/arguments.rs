@@ -37,7 +37,7 @@ pub enum Verb {
         #[arg(long, value_name = "CMD; CMD")]
         exec: Option<String>,
     },
-    /// Measure what protection costs, in both rings.
+    /// Measure the cost of protection, in both rings.
     Bench {
         /// Measure only rows whose names begin like this, and rows derived from them.
         #[arg(default_value = "")]
@@ -49,8 +49,8 @@ pub enum Verb {
         /// The kernel's package is downloaded with apt-get.
         #[arg(long, value_name = "SYSTEM", value_parser = ["linux"])]
         peer: Option<String>,
-        /// Count what operations execute, and say what that would take on hardware, as ranges from
-        /// published measurements.
+        /// Count the instructions that operations execute, and model their cost on hardware, as
+        /// ranges from published measurements.
         #[arg(long, conflicts_with = "peer")]
         model: bool,
         /// Print one JSON object per line.
@@ -164,9 +164,9 @@ pub enum Verb {
         #[command(flatten)]
         machine: MachineArguments,
     },
-    /// Record what the driver of a network card or of disks is asked, what it reads from its device
-    /// and tells its device, while it serves a machine. A test on the host repeats the recording
-    /// (ringfence_sdk::fake::replay).
+    /// Record the run of a driver of a network card or of disks while it serves a machine: the
+    /// requests to the driver, its reads from its device, and its writes to its device. A test on
+    /// the host repeats the recording (ringfence_sdk::fake::replay).
     Record {
         /// The module: a driver of this project in Rust, or a folder with one.
         name: String,
@@ -187,7 +187,7 @@ pub enum Verb {
         /// The name of a driver in the project's drivers/, or the path of a folder outside, with a
         /// '/'.
         name: String,
-        /// What the driver offers.
+        /// The device or service that the driver offers.
         #[arg(long, value_enum, default_value = "other")]
         kind: new::Kind,
         /// The PCI function that it drives, as lspci shows it.
@@ -253,7 +253,7 @@ pub enum Verb {
     /// breakpoint; everything else runs on. A driver that faults stands at the faulting
     /// instruction, until it is told to go on.
     Gdb {
-        /// The driver to look at first, and the only one that stands when it faults.
+        /// The driver to look at first. Of all drivers, only this driver stands when it faults.
         name: Option<String>,
         /// The system, if several run.
         #[arg(long, value_name = "SYSTEM")]
@@ -285,8 +285,8 @@ pub enum Verb {
         #[arg(long, value_name = "TEST")]
         only: Option<String>,
     },
-    /// Make a key that signs modules, reports and policies, and the public key that checks what it
-    /// has signed.
+    /// Make a key that signs modules, reports and policies, and the public key that checks its
+    /// signatures.
     Keygen {
         /// Where to write the secret key; the public one is beside it, and ends in .pub.
         #[arg(default_value = keys::KEY)]
@@ -304,7 +304,7 @@ pub enum Verb {
     /// input, the tests of its class, a campaign of changes; and write it to a signed report. Exit
     /// status 0 if it withstood all.
     ///
-    /// For a file: check its signatures and print what it says. Exit status 0 if a key that is
+    /// For a file: check its signatures and print its statements. Exit status 0 if a key that is
     /// named has signed it; without one, if all signatures fit.
     Verify {
         /// The module, or a folder with its sources; or a file: a module, a report, a policy, a
@@ -415,14 +415,14 @@ pub struct RunArguments {
     /// 64 MiB, which is removed when the run ends.
     #[arg(long, value_name = "FILE[,ro][,raw|,image]")]
     disk: Vec<OsString>,
-    /// What this machine is told (repeatable). A text file with shell commands: settings that are
-    /// carried out at boot. A disk image with a filesystem: it is mounted at /etc, and 'save' and
-    /// the record of modules are written to it; it is made if there is none. A folder: its
+    /// Configuration of this machine (repeatable). A text file with shell commands: settings that
+    /// are carried out at boot. A disk image with a filesystem: it is mounted at /etc, and 'save'
+    /// and the record of modules are written to it; it is made if there is none. A folder: its
     /// settings, policy.toml, keys/*.pub, machines/*.pub, reports/*.report, records/*.record and
     /// machine.key go into the ramdisk.
     #[arg(long, value_name = "FILE|FOLDER")]
     etc: Vec<PathBuf>,
-    /// Serve a page that shows what the system does, at this port of the host's loopback, or at the
+    /// Serve a page that shows the system at work, at this port of the host's loopback, or at the
     /// address before it. The console shows its URL, with a token for its buttons.
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = parse_http)]
     http: Option<(Ipv4Addr, u16)>,

@@ -195,8 +195,8 @@ fn segmented_module(toolchain: &Toolchain, name: &str, source: &Source) -> Resul
     let unwinding = ["_Unwind_Resume", "rust_eh_personality"].map(|symbol| format!("PROVIDE({symbol} = 0);\n"));
     write_if_changed(&stubs, &lines.chain(unwinding).collect::<String>())?;
     // Bytes of the code may happen to form an instruction that the kernel refuses under QEMU's TCG.
-    // In another order of the functions displacements are others, and what is compiled otherwise
-    // has other registers.
+    // Another order of the functions changes displacements. Another way to compile ([`WAYS`])
+    // changes displacements within functions.
     let is_clean = |objects: &[PathBuf], order: u32| {
         replace(&debug, |to| {
             let mut linker = toolchain.linker();
@@ -225,7 +225,7 @@ fn segmented_module(toolchain: &Toolchain, name: &str, source: &Source) -> Resul
     Ok(module)
 }
 
-/// Runs clippy over everything that is built for the bare machine, with warnings denied.
+/// Runs clippy over all packages that are built for the bare machine, with warnings denied.
 pub fn lint() -> Result<()> {
     let toolchain = Toolchain::find()?;
     let packages = ["ringfence-loader", "ringfence-kernel"].map(String::from).into_iter();
@@ -301,7 +301,7 @@ pub fn one(source: &str) -> Result<Module> {
 }
 
 /// Builds the Rust module called `source`, or in the folder `source`, with the SDK's feature that
-/// records what the driver does.
+/// records the driver's run.
 pub fn recording(source: &str) -> Result<Module> {
     let own = project().join("drivers").join(source);
     let folder = if own.is_dir() && !source.contains('/') { own } else { PathBuf::from(source) };

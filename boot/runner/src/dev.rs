@@ -1,6 +1,6 @@
 //! `cargo run -- dev NAME`: pushes a module into a running system each time that its sources are
-//! saved, and shows in one place what comes of it: the compiler's errors, the driver's log, its
-//! faults and restarts.
+//! saved, and shows the outcome in one place: the compiler's errors, the driver's log, its faults
+//! and restarts.
 
 use crate::build;
 use crate::output::{self, printable};
@@ -89,7 +89,7 @@ fn folder(name: &str) -> PathBuf {
     if name.contains('/') { PathBuf::from(name) } else { project().join("drivers").join(name) }
 }
 
-/// Builds the module and pushes it, and says what came of it. Fails only if the system is gone.
+/// Builds the module, pushes it, and prints the outcome. Fails only if the system is gone.
 fn push(options: &Options, session: &mut Session, view: &mut View) -> Result<()> {
     let began = Instant::now();
     let module = match build::one(&options.name) {
@@ -117,7 +117,7 @@ fn push(options: &Options, session: &mut Session, view: &mut View) -> Result<()>
     Ok(())
 }
 
-/// What is shown of the system: the drivers of one module.
+/// The visible part of the system: the drivers of one module.
 struct View {
     module: String,
     /// The drivers that were loaded from the module.

@@ -1,4 +1,5 @@
-//! The drivers of a machine: the modules that it loads at boot, and what each of them offers.
+//! The drivers of a machine: the modules that it loads at boot, and the kind of device that each of
+//! them offers.
 
 use crate::build::System;
 use crate::machine::{End, Machine};

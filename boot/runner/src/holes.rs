@@ -134,8 +134,8 @@ impl Text {
         Ok(text)
     }
 
-    /// Finds what leads where. The addresses of indirect jumps are in tables of distances from the
-    /// table, whose address the function loads.
+    /// Finds the targets of branches, and the addresses that instructions load. The addresses of
+    /// indirect jumps are in tables of distances from the table, whose address the function loads.
     fn find_targets(&mut self, constants: &[(u64, &[u8])]) {
         let own = self.address..self.address + self.bytes.len() as u64;
         for function in self.functions.clone() {
@@ -287,8 +287,8 @@ const VARIANTS: usize = 3 + 2 * STEPS.len();
 const NOP: [u8; 2] = [0x66, 0x90];
 /// The most that the stack pointer is lowered by.
 const MOST_OF_STACK: u32 = 0x51;
-/// What a base register is lowered by, so that the displacement grows. A lower stack pointer is
-/// harmless; a higher one would give up bytes that are in use.
+/// Amounts by which a base register is lowered, so that the displacement grows. A lower stack
+/// pointer is harmless; a higher one would give up bytes that are in use.
 const STEPS: [u32; 6] = [0x08, 0x40, 0x51, 0x100, 0x1122, 0x2040];
 
 /// Encodes an instruction for address `at`.
@@ -591,7 +591,7 @@ mod tests {
         // The group may end before the target, and no longer reach beyond it.
         assert!(behind.mend(8));
         assert_eq!((behind.left.len(), &behind.left[0]), (1, &(0..9)));
-        // Without a table, nobody knows what the jump leads to.
+        // Without a table, the target of the jump is unknown.
         let mut unknown = code(&function, &[]);
         assert_eq!((unknown.unknown.len(), &unknown.unknown[0]), (1, &(0..13)));
         assert!(!unknown.mend(8));

@@ -5,8 +5,8 @@ use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Runs a tool and returns what it did. Tools for filesystems may be outside of the PATH of one who
-/// is not root.
+/// Runs a tool and returns its status and output. Tools for filesystems may be outside of the PATH
+/// of a user without root's rights.
 pub fn tool(name: &str, arguments: &[&str]) -> Result<Output> {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let run = Command::new(name).args(arguments).env("PATH", path).env("MTOOLS_SKIP_CHECK", "1").output();
@@ -17,7 +17,7 @@ fn text(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
 }
 
-/// Runs a tool that must succeed, and returns what it has printed.
+/// Runs a tool that must succeed, and returns its output.
 pub fn tool_well(name: &str, arguments: &[&str]) -> Result<String> {
     let output = tool(name, arguments)?;
     let text = text(&output);
@@ -130,14 +130,14 @@ impl Fat {
                 None => faults.push(format!("{line} ({})", std::mem::take(&mut of).join(" "))),
             }
         }
-        // What it cannot read at all, it says elsewhere.
+        // fsck.fat reports a filesystem that it cannot read on standard error.
         if !output.status.success() && faults.is_empty() {
             faults.push(String::from_utf8_lossy(&output.stderr).trim().to_string());
         }
         Ok(faults)
     }
 
-    /// Has `fsck.fat` mend what it finds. Nothing may be left.
+    /// Has `fsck.fat` mend the faults that it finds. No fault may be left.
     pub fn mend(&self) -> Result<()> {
         let output = tool("fsck.fat", &["-a", self.path()?])?;
         match self.faults()?.is_empty() {
@@ -147,11 +147,11 @@ impl Fat {
     }
 }
 
-/// What `fsck.fat` says of a FAT filesystem after a power cut (`cargo run -- soak --files` cuts the
-/// power of some): the mark that the filesystem is in use, its count of free clusters, a second FAT
-/// that lags behind, clusters that belong to no file, a file that has more clusters than its length
-/// says yet, a long name whose file has its short one not yet or no more, and a file that was given
-/// another name and has both.
+/// Messages of `fsck.fat` about a FAT filesystem after a power cut (`cargo run -- soak --files`
+/// cuts the power of some): the mark that the filesystem is in use, its count of free clusters, a
+/// second FAT that lags behind, clusters that belong to no file, a file that has more clusters than
+/// its length says yet, a long name whose file has its short one not yet or no more, and a file
+/// that was given another name and has both.
 const AFTER_A_POWER_CUT: [&str; 13] = [
     "Dirty bit is set",
     "Automatically removing dirty bit",
@@ -176,7 +176,8 @@ fn has_two_names(fault: &str) -> bool {
     both.is_some_and(|(one, other)| folder(one).is_some() && folder(one) == folder(other))
 }
 
-/// Sorts the faults of a FAT: the kinds of those that a power cut leaves as well, and the others.
+/// Sorts the faults of a FAT: the kinds of the faults that a power cut leaves as well, and the
+/// other faults.
 pub fn sorted(faults: Vec<String>) -> (Vec<&'static str>, Vec<String>) {
     let mut second_names = faults.iter().filter(|fault| has_two_names(fault)).count();
     let (mut kinds, mut others) = (Vec::new(), Vec::new());

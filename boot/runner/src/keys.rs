@@ -1,4 +1,4 @@
-//! Keys, signatures, and what a signed file says: `cargo run -- keygen`, `sign` and `verify FILE`.
+//! Keys, signatures and signed files: `cargo run -- keygen`, `sign` and `verify FILE`.
 
 use crate::output;
 use crate::target;
@@ -30,7 +30,7 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
 /// Makes a key and writes it to `path`, which only its owner may read.
 fn make(path: &Path) -> Result<SecretKey> {
     let key = SecretKey::from_seed(random()?);
-    // A key that exists is never overwritten: what it has signed would be worth nothing.
+    // A key that exists is never overwritten: its signatures would be worth nothing.
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = file.and_then(|mut file| file.write_all(key.text().as_bytes()));
     written.with_context(|| format!("cannot make {}", path.display()))?;
@@ -86,7 +86,7 @@ fn trusted(paths: &[PathBuf]) -> Result<Vec<Trusted>> {
     paths.iter().map(read).collect()
 }
 
-/// What is in a file that can be signed.
+/// The content of a file that can be signed.
 enum Content {
     Module,
     Policy(Policy),
@@ -149,7 +149,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Checks the signatures of a file, and prints what it says. Returns whether a key in `keys` has
+/// Checks the signatures of a file, and prints its statements. Returns whether a key in `keys` has
 /// signed it; without keys, whether it is signed, and by all whose signatures it has.
 pub fn verify(path: &Path, keys: &[PathBuf], json: bool) -> Result<bool> {
     let trusted = trusted(keys)?;

@@ -1,9 +1,9 @@
 //! `cargo run -- lab [NUMBER]`: six exercises for a course, and a checker for each. docs/labs.md
-//! has the tasks, and what is to be seen.
+//! has the tasks, and the observations to make.
 //!
 //! `lab NUMBER --start` makes a folder to begin with, in most cases from a driver of the project
-//! that lacks something. `lab NUMBER` checks what has become of it: it builds the folder and boots,
-//! as any driver is built and booted.
+//! that lacks something. `lab NUMBER` checks the result. A driver is built and booted for that, as
+//! any driver is built and booted.
 
 use crate::build::{self, System};
 use crate::conform;
@@ -49,7 +49,7 @@ enum Check {
     Own(fn(&Path) -> Result<Vec<Seen>>),
 }
 
-/// What a checker has looked at, and the reason if it is not as it must be.
+/// A property that a checker has looked at, and the reason if it is not as it must be.
 struct Seen {
     what: String,
     failure: Option<String>,
@@ -170,7 +170,7 @@ fn deaf() -> Result<Vec<(&'static str, String)>> {
     driver("ne2k-pci", 4, [body, "        let _ = queues;"])
 }
 
-/// A driver whose recipe for a reset waits for what never comes.
+/// A driver whose recipe for a reset waits for a value that never comes.
 fn endless_reset() -> Result<Vec<(&'static str, String)>> {
     driver(
         "rtl8139",
@@ -322,7 +322,7 @@ fn no_numbers() -> Result<Vec<(&'static str, String)>> {
     Ok(vec![("answers.txt", text)])
 }
 
-/// Compares the numbers in `answers.txt` with those that are measured now.
+/// Compares the numbers in `answers.txt` with the numbers that are measured now.
 fn numbers(folder: &Path) -> Result<Vec<Seen>> {
     /// How far a number may be off.
     const NEAR: f64 = 0.01;
@@ -378,7 +378,8 @@ pub fn copy_in(memory: &Memory, start: u64, len_bytes: u64) -> Option<Vec<u8>> {
 }
 "#;
 
-/// What the crate must withstand: a program, so that a panic ends it, as it ends a kernel.
+/// The calls that the crate must withstand: a program, so that a panic ends it, as it ends a
+/// kernel.
 const HOSTILE: &str = r#"use lab_5::{MOST, Memory, copy_in};
 
 const START: u64 = 0x80_0043_0000;
@@ -453,7 +454,7 @@ fn defends(folder: &Path) -> Result<Vec<Seen>> {
     Ok(vec![Seen::new("no caller gets more than its own, or all of it", failure)])
 }
 
-/// Runs the program [`HOSTILE`]. Returns what is wrong, if anything is.
+/// Runs the program [`HOSTILE`]. Returns the failure, if there is one.
 fn attacked(program: &Path) -> Result<Option<String>> {
     const LIMIT: Duration = Duration::from_secs(10);
     let output = tempfile::NamedTempFile::new()?;
@@ -502,8 +503,8 @@ fn comes_back(folder: &Path) -> Result<Vec<Seen>> {
     ])
 }
 
-/// Says what is wrong with a recipe for the RTL8139: the bit RST of its command register is set,
-/// and the card clears it when it has been reset (data sheet, 5.7).
+/// Returns the mistake in a recipe for the RTL8139, if there is one. A reset sets the bit RST of
+/// the command register, and the card clears it when it has been reset (data sheet, 5.7).
 fn wrong_recipe(recipe: &Reset) -> Option<String> {
     const COMMAND: u32 = 0x37;
     const RST: u32 = 1 << 4;

@@ -14,14 +14,14 @@
 //! * [`bochs`]: another emulator, for a second opinion
 //! * [`bench`]: measures the cost of protection; [`profile`]: where its instructions go
 //! * [`campaign`]: changes drivers' code and observes the outcome
-//! * [`drivers`]: the drivers of a machine; [`record`]: records what one of them does
+//! * [`drivers`]: the drivers of a machine; [`record`]: records a run of one of them
 //! * [`echo`]: an echo server; `page`: tables and charts
 //! * [`gdb`]: gdb for one driver, for the whole machine, and for core files
 //! * [`new`]: makes the sources of a driver; [`lab`]: exercises, and their checkers
 //! * [`session`]: a connection to a running system; [`push`]: brings it a new build of a driver,
-//!   and [`dev`] does so at each save; [`trace`]: collects what goes across drivers' boundaries
-//! * [`keys`]: keys, signatures, and what a signed file says;
-//!   [`verify`]: evidence about a module, in a signed report
+//!   and [`dev`] does so at each save; [`trace`]: collects the events at drivers' boundaries
+//! * [`keys`]: keys, signatures and signed files; [`verify`]: evidence about a module, in a signed
+//!   report
 //! * [`output`]: the runner's output
 //! * [`source`]: source lines for fault reports
 //! * [`snippets`]: runs generated machine code in ring 1

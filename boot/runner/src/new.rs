@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the driver offers.
+/// The device or service that the driver offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// A network interface.
@@ -31,7 +31,7 @@ const SMALLEST: &str = include_str!("../../../drivers/template/src/lib.rs");
 pub struct Options {
     /// Its name, for a driver of the project; or the path of its folder, with a `/`.
     pub name: String,
-    /// What it offers.
+    /// The device or service that it offers.
     pub kind: Kind,
     /// Vendor and device ID of the PCI function that it drives.
     pub pci: Option<(u16, u16)>,

@@ -107,7 +107,7 @@ pub fn measure(system: &System, options: &Options) -> Result<Profile> {
     Ok(Profile { name: name.clone(), batch: *batch, total: *total, shares: places.shares(&executed.instructions) })
 }
 
-/// What was executed in the samples of a row.
+/// The instructions and events in the samples of a row.
 pub struct Executed {
     /// The row's name.
     pub name: String,
@@ -138,7 +138,7 @@ pub struct Instruction {
     pub times: u64,
 }
 
-/// Has the kernel measure a row, and QEMU log what is executed meanwhile.
+/// Has the kernel measure a row, and QEMU log the execution meanwhile.
 pub fn execute(system: &System, options: &Options) -> Result<Executed> {
     if !["nic/", "icmp/", "scsi/", "fs/"].iter().any(|family| options.name.starts_with(family)) {
         let name = &options.name;
@@ -257,8 +257,8 @@ type Block = Vec<(u64, Vec<u8>)>;
 /// same address and is shorter.
 ///
 /// A block is left before an instruction that accesses a register of a device, and that instruction
-/// follows as a block of its own. Such a block has its number of instructions in its flags, so what
-/// the block before it did not come to is not counted.
+/// follows as a block of its own. Such a block has its number of instructions in its flags, so the
+/// instructions that the block before it did not reach are not counted.
 fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, Instruction>, [u64; 2])> {
     // The blocks whose translations have not been executed yet, by their addresses in the guest.
     let mut translated: HashMap<u64, Block> = HashMap::new();

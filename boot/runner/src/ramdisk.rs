@@ -18,14 +18,15 @@ pub struct Contents {
     pub modules: Vec<PathBuf>,
     /// Shell commands to run, separated by `;`.
     pub exec: Option<String>,
-    /// What the machine is told, by names within the ramdisk's folder `etc`: settings that are
-    /// carried out at boot, and what decides about ring 0.
+    /// Configuration of the machine, by names within the ramdisk's folder `etc`: settings that are
+    /// carried out at boot, and the files that decide about ring 0.
     pub etc_files: Vec<(String, PathBuf)>,
     /// The kernel's name of the disk that is mounted at `/etc` at boot.
     pub etc: Option<String>,
     /// Tables of the source lines of modules, by their names.
     pub lines: Vec<(String, Vec<u8>)>,
-    /// The port that the kernel serves its page at, what a browser connects to, and a token.
+    /// The port that the kernel serves its page at, the address and port that a browser connects
+    /// to, and a token.
     pub http: Option<String>,
     /// Whether devices get their drivers at boot.
     pub autoload: bool,

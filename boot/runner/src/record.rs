@@ -1,4 +1,4 @@
-//! `cargo run -- record NAME`: records what a driver does, to repeat it in a test on the host
+//! `cargo run -- record NAME`: records a driver's run, to repeat it in a test on the host
 //! (`ringfence_sdk::fake::replay`).
 
 use crate::build::{self, System};

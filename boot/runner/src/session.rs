@@ -35,7 +35,7 @@ pub struct Session {
     heard: mpsc::Receiver<Heard>,
 }
 
-/// What a running system says.
+/// A message of a running system.
 pub enum Heard {
     /// An event.
     Event(Event<'static>),
@@ -46,7 +46,7 @@ pub enum Heard {
 }
 
 impl Heard {
-    /// Returns what a frame holds.
+    /// Returns the message in a frame.
     fn of(frame: &Frame) -> Option<Heard> {
         match frame.channel {
             EVENTS => Event::read(&frame.payload).map(Heard::Event),
@@ -83,7 +83,7 @@ fn running() -> Vec<(String, PathBuf)> {
 }
 
 impl Session {
-    /// Connects to the system called `name`, or to the only one that runs.
+    /// Connects to the system called `name`, or to the only system that runs.
     pub fn find(name: Option<&str>) -> Result<Session> {
         let found = running();
         let names = || found.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
@@ -123,7 +123,7 @@ impl Session {
         &self.folder
     }
 
-    /// Returns what the system says next; `None` if it says nothing within `limit`.
+    /// Returns the system's next message; `None` if none comes within `limit`.
     ///
     /// # Errors
     /// When the system has ended.
@@ -135,8 +135,8 @@ impl Session {
         }
     }
 
-    /// Sends a request, and waits for the answer. `seen` is called with what the system says before
-    /// it. Returns what the kernel has done, or the reason why it has not.
+    /// Sends a request, and waits for the answer. `seen` is called with the messages that come
+    /// before it. Returns the kernel's result, or the reason for the failure.
     pub fn request(&mut self, what: What, seen: impl FnMut(Heard)) -> Result<Result<String, String>> {
         self.request_within(LIMIT, what, seen)
     }
@@ -167,8 +167,8 @@ impl Session {
 
     /// Sends a module's file. The runner that has booted the system finds source lines for the
     /// module in `debug`. `parameters` are for a module that is loaded. If `stops`, the driver
-    /// stands for the debugger at its first instruction. `seen` is called with the events that come
-    /// meanwhile. Returns what the kernel has done, or the reason why it has not.
+    /// stands for the debugger at its first instruction. `seen` is called with the messages that
+    /// come meanwhile. Returns the kernel's result, or the reason for the failure.
     pub fn push(
         &mut self,
         name: &str,

@@ -30,7 +30,7 @@ pub const BUILT_AS: &str = "/ringfence";
 /// A compiler for [`TARGET`].
 pub struct Toolchain {
     sysroot: PathBuf,
-    /// Whether the compiler is not the one that `cargo` uses by default.
+    /// Whether `cargo` uses another compiler by default.
     foreign: bool,
 }
 

@@ -3,7 +3,7 @@
 use crate::disassembly::MAX_INSTRUCTION;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, MemorySize, Mnemonic, OpKind, Register};
 
-/// What an access does.
+/// The direction of an access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// It reads the register.
@@ -17,9 +17,9 @@ pub enum Direction {
 /// An access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
-    /// What it does.
+    /// Its direction.
     pub direction: Direction,
-    /// The number of bytes; 0 for what is no plain number.
+    /// The number of bytes; 0 for data that is no plain number, and for an unknown instruction.
     pub width_bytes: u8,
     /// The value that was read or written, if a general register or the instruction has it.
     pub value: Option<u64>,
@@ -77,7 +77,7 @@ pub fn to_memory(code: &[u8], registers: [u64; 16], address: u64) -> Access {
         true if changes(instruction.mnemonic()) => Direction::Changes,
         _ => Direction::Reads,
     };
-    // What else an instruction does is not known: nothing stands in for the register.
+    // The effect of other instructions is not known: nothing stands in for the register.
     let is_known = moves || sets || only_reads(instruction.mnemonic()) || changes(instruction.mnemonic());
     let width_bytes = if is_known { width_bytes } else { 0 };
     let value = match instruction.op_kind(u32::from(is_target)) {
@@ -156,9 +156,9 @@ pub fn to_port(code: &[u8], registers: [u64; 16]) -> Option<(u16, Access)> {
     Some((port, Access { direction, width_bytes, value, before: None }))
 }
 
-/// Returns the address of the memory from which, or to which, the first instruction of `code`
-/// copies what it writes to a port or reads from one. `registers` are the general registers before
-/// it; `None` if it copies nothing.
+/// Returns the address of the memory from which the first instruction of `code` copies data to a
+/// port, or to which it copies data from a port. `registers` are the general registers before it;
+/// `None` if it copies nothing.
 pub fn copied(code: &[u8], registers: [u64; 16]) -> Option<u64> {
     let [.., rsi, rdi, _, _, _, _, _, _, _, _] = registers;
     match decode(code).mnemonic() {

@@ -1,6 +1,7 @@
 //! ACPI tables (ACPI specification 6.5, 5.2), which firmware wrote and which may hold anything.
-//! **Memory is read through `read` only**, which decides what may be read. A table with a wrong
-//! checksum is ignored. There are crates for ACPI, but they map whatever a table names.
+//! **Memory is read through `read` only**, which decides which memory may be read. A table with a
+//! wrong checksum is ignored. There are crates for ACPI, but they map any memory that a table
+//! names.
 
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;

@@ -1,8 +1,8 @@
 //! The cache of a disk's blocks, and the queue of the writes that the disk does not have yet.
 //!
 //! **The disk gets writes one by one, in the order in which they were made**, so that a power cut
-//! leaves what a disk without a cache would have had a moment before. Two writes that follow each
-//! other become one if they are neighbours in the queue and on the disk.
+//! leaves the content that a disk without a cache would have had a moment before. Two writes that
+//! follow each other become one if they are neighbours in the queue and on the disk.
 //!
 //! Blocks are kept in pages of 4 KiB, each of which knows which of its sectors are valid. A page is
 //! held, and not evicted, while a write of it waits or while it is being read from the disk: so the
@@ -38,10 +38,10 @@ struct Page {
     held: u32,
     /// How many of them are reads of the disk.
     coming: u32,
-    /// Whether what these read is old by now.
+    /// Whether the content from these reads is old by now.
     is_spoiled: bool,
-    /// Whether it was read since the hand has passed by: what is written or read once, and never
-    /// again, goes first.
+    /// Whether it was read since the hand has passed by: a page that is written or read once, and
+    /// never again, goes first.
     is_used: bool,
 }
 
@@ -68,7 +68,7 @@ struct Stream {
     window: usize,
 }
 
-/// What has been done so far.
+/// Counts of the reads and writes so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Reads that the cache has answered.
@@ -154,7 +154,7 @@ fn copy(to: &mut [u8], from: &[u8]) {
 
 impl Cache {
     /// Returns an empty cache of a disk of `len_bytes` bytes, which has up to `most_pages` pages.
-    /// What a disk has beyond 2^62 bytes is not in its cache.
+    /// The part of a disk beyond 2^62 bytes is not in its cache.
     pub fn new(len_bytes: u64, most_pages: usize) -> Cache {
         Cache {
             len_bytes: len_bytes.min(LONGEST),
@@ -179,7 +179,7 @@ impl Cache {
         self.len_bytes
     }
 
-    /// Returns what has been done so far.
+    /// Returns the counts of the reads and writes so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
@@ -190,7 +190,7 @@ impl Cache {
     }
 
     /// Returns the number of the last write. When [`Cache::done`] has reached the number, the disk
-    /// has all that was written until now.
+    /// has all writes until now, except for writes that were lost ([`Cache::failed`]).
     pub fn last(&self) -> u64 {
         self.last
     }
@@ -262,8 +262,8 @@ impl Cache {
         self.pages.retain(|_, page| page.held > 0);
     }
 
-    /// Drops what is known of the disk, to which somebody else has written; what waits to be
-    /// written stays.
+    /// Drops the known content of the disk, to which somebody else has written. Content that the
+    /// disk does not have yet stays.
     pub fn invalidate(&mut self) {
         self.shrink();
         let waiting = self.waiting.iter().map(|write| (write.at, write.bytes.len()));
@@ -285,7 +285,7 @@ impl Cache {
         }
     }
 
-    /// Lays what is here of a range over `bytes`, which were read from the disk.
+    /// Copies the cached sectors of a range over `bytes`, which were read from the disk.
     pub fn overlay(&mut self, at: u64, bytes: &mut [u8]) {
         for (number, start, range) in parts(at, bytes.len()) {
             let Some(page) = self.pages.get_mut(&number) else { continue };
@@ -334,8 +334,8 @@ impl Cache {
         !self.has(at, len_bytes) && parts(at, len_bytes).all(comes)
     }
 
-    /// Begins to read a range from the disk, in whole pages. New pages are made only if it `keeps`
-    /// what it reads, and if there is room.
+    /// Begins to read a range from the disk, in whole pages. New pages are made only if the cache
+    /// `keeps` the content, and if there is room.
     pub fn begin_fill(&mut self, at: u64, len_bytes: usize, keeps: bool) -> Fill {
         let pages = pages_of(at, len_bytes);
         let at = pages.start() * PAGE_BYTES as u64;
@@ -355,8 +355,9 @@ impl Cache {
         Fill { at, len_bytes: end.saturating_sub(at) as usize, held }
     }
 
-    /// Ends a read of the disk. `bytes` is what was read, if that went well: what is newer here
-    /// takes the place of it, and the rest is kept.
+    /// Ends a read of the disk. `bytes` is the content that was read, if that went well. Newer
+    /// content of the cache replaces its sectors in `bytes`. The other sectors go into the pages
+    /// that the read holds, unless they are old by now.
     pub fn end_fill(&mut self, fill: &Fill, bytes: Option<&mut [u8]>) {
         if let Some(bytes) = bytes {
             for (number, start, range) in parts(fill.at, fill.len_bytes) {
@@ -390,7 +391,7 @@ impl Cache {
         }
     }
 
-    /// Returns what to read ahead after a read: where it begins, and its length.
+    /// Returns the range to read ahead after a read: where it begins, and its length.
     pub fn ahead(&mut self, at: u64, len_bytes: usize) -> Option<(u64, usize)> {
         let next = at + len_bytes as u64;
         let Some(stream) = self.streams.iter_mut().find(|stream| stream.next == at && stream.next > 0) else {
@@ -487,9 +488,9 @@ impl Cache {
         pages_of(at, len_bytes).for_each(|number| self.release(number));
     }
 
-    /// Notes that the disk has failed to do the write that it had. Drops all that waits behind it,
-    /// so that nothing is on the disk without what was written before; and forgets its content.
-    /// Returns how many bytes are lost.
+    /// Notes that the disk has failed to do the write that it had. Drops all writes that wait
+    /// behind it, so that no write is on the disk without the writes before it. Forgets the content
+    /// of all of them. Returns how many bytes are lost.
     pub fn failed(&mut self) -> usize {
         let under_way = self.under_way.take().map(|(at, len_bytes, _)| (at, len_bytes));
         let waiting = core::mem::take(&mut self.waiting);
@@ -563,8 +564,8 @@ mod tests {
         assert_eq!(cache.counts().disk_writes, 4);
     }
 
-    /// An old content that was on its way from the disk does not replace what was written
-    /// meanwhile, even if the disk has that by then.
+    /// Old content that was on its way from the disk does not replace content that was written
+    /// meanwhile, even if the disk has the newer content by then.
     #[test]
     fn the_past_does_not_come_back() {
         let mut cache = Cache::new(1 << 20, 1);
@@ -590,7 +591,7 @@ mod tests {
         assert!(!cache.is_coming(8192, 8192), "the next page was not asked for");
         cache.end_fill(&fill, Some(&mut [3; 8192]));
         assert!(!cache.is_coming(8192, 4096) && get(&mut cache, 4096, 8192).is_some());
-        // One that fails leaves nothing.
+        // A read that fails leaves nothing.
         let fill = cache.begin_fill(0, 4096, true);
         cache.end_fill(&fill, None);
         assert!(!cache.is_coming(0, 4096) && get(&mut cache, 0, 512).is_none());
@@ -616,7 +617,7 @@ mod tests {
         assert!(put(&mut cache, 1 << 20, &[0; 512]) && cache.pages() <= 64);
     }
 
-    /// Nothing is on the disk without what was written before.
+    /// No write is on the disk without the writes before it.
     #[test]
     fn a_write_that_fails_takes_all_behind_it() {
         let mut cache = Cache::new(1 << 20, 16);
@@ -629,7 +630,8 @@ mod tests {
         assert!(put(&mut cache, 512, &[4; 512]) && cache.next_write().is_some());
     }
 
-    /// What somebody else writes to the disk is read again, and what waits is not lost.
+    /// Content that somebody else writes to the disk is read again, and waiting writes are not
+    /// lost.
     #[test]
     fn what_others_write_is_not_hidden() {
         let mut cache = Cache::new(1 << 20, 16);
@@ -721,7 +723,8 @@ mod tests {
                     8 if byte < 40 => {
                         if under_way.take().is_some() {
                             cache.failed();
-                            // The disk has what it had, and all else is forgotten.
+                            // The disk keeps its content, and all writes that it does not have are
+                            // forgotten.
                             newest = disk.clone();
                             history.resize(cache.done() as usize, vec![]);
                             history.push(newest.clone());

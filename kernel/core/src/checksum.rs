@@ -41,7 +41,7 @@ fn find(frame: &[u8]) -> Option<Found> {
 }
 
 /// Prepares a TCP segment for a card that completes its checksum: writes the sum of the
-/// pseudo-header into it. Returns what the card is to add up; `None` for any other frame.
+/// pseudo-header into it. Returns the sum that the card is to complete; `None` for any other frame.
 pub fn prepare(frame: &mut [u8]) -> Option<Sum> {
     let found = find(frame).filter(|found| found.protocol == IpProtocol::Tcp)?;
     let (IpAddress::Ipv4(source), IpAddress::Ipv4(destination)) = (found.source, found.destination);

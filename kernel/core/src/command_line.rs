@@ -25,7 +25,7 @@ pub fn in_background(command: &str) -> Option<&str> {
 }
 
 /// Returns the command before `> PATH` or `>> PATH`, the path, and whether the output goes behind
-/// what the file has; `None` if the command does not end with that.
+/// the file's content; `None` if the command does not end with that.
 pub fn into_file(command: &str) -> Option<(&str, &str, bool)> {
     let (rest, path) = command.trim_end().rsplit_once(char::is_whitespace)?;
     let (command, arrow) = rest.trim_end().rsplit_once(char::is_whitespace)?;

@@ -38,7 +38,8 @@ impl Date {
     }
 }
 
-/// Returns a date's seconds since the beginning of 1970; `None` for what is no date since then.
+/// Returns a date's seconds since the beginning of 1970; `None` if it is no date from 1970 to 9999,
+/// or `second` is beyond 59.
 pub fn unix_of(date: Date, second: u64) -> Option<u64> {
     let Date { year, month, day, hour, minute } = date;
     let is_date = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);

@@ -61,8 +61,8 @@ impl Debt {
     }
 }
 
-/// Returns what is left of a debt that was noted at `at`, when the clock that reduces it is at
-/// `now`.
+/// Returns the remaining part of a debt that was noted at `at`, when the clock that reduces it is
+/// at `now`.
 fn left((owed, at): (u64, u64), now: u64) -> u64 {
     owed.saturating_sub(now.saturating_sub(at))
 }
@@ -146,8 +146,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the driver does, it rests as long as it was polled, except for polls within the
-        /// limit and polls that were paid off.
+        /// After any sequence of polls, the driver has rested as long as it was polled, except for
+        /// polls within the limit and polls that were paid off.
         #[test]
         fn nobody_has_more_than_half(polls in prop::collection::vec((0_u64..500, 0_u64..500), 0..200)) {
             let (mut debt, mut clock, mut polled, mut rested, mut free) = (Debt::default(), 0, 0, 0, 0);

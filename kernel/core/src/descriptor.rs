@@ -205,7 +205,7 @@ mod tests {
     }
 
     proptest! {
-        /// The fields that the CPU reads out of a gate are those that were put in.
+        /// The fields that the CPU reads out of a gate equal the fields that were put in.
         #[test]
         fn gates_lead_where_they_should(target in any::<u64>(), present in any::<bool>(), ist in 0u8..8) {
             let offset = |[low, high]: [u64; 2]| low & 0xffff | (low >> 48 & 0xffff) << 16 | high << 32;

@@ -36,7 +36,7 @@ const REQUESTS: u32 = 4;
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 /// Length of a lease in seconds if the server does not say.
 const USUAL_LEASE_S: u32 = 3600;
-/// Shortest length of a lease in seconds, whatever the server says.
+/// Shortest length of a lease in seconds, even if the server says less.
 const SHORTEST_LEASE_S: u32 = 10;
 /// Shortest wait while a lease is being renewed (RFC 2131, 4.4.5).
 const RENEW_RETRY: Duration = Duration::from_secs(60);
@@ -871,7 +871,7 @@ mod tests {
     }
 
     proptest! {
-        /// The client does not panic, whatever a server says, at whatever time.
+        /// The client does not panic at any answer of a server, at any time.
         #[test]
         fn nothing_panics(
             changes in proptest::collection::vec((0usize..400, any::<u8>()), 0..20),

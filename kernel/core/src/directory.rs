@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use ringfence_abi::fs::{FS_DIRECTORY, FS_FILE, FS_LINK, FS_MAX_NAME, FsEntry};
 use zerocopy::FromBytes;
 
-/// What a path leads to.
+/// The kind of object that a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// A directory.
@@ -34,7 +34,7 @@ impl FileKind {
 /// The description of a file or a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// What it is.
+    /// Its kind.
     pub kind: FileKind,
     /// Its length in bytes.
     pub len_bytes: u64,
@@ -66,7 +66,7 @@ pub fn entries(mut bytes: &[u8]) -> Result<Vec<Entry>, Malformed> {
         bytes = rest.get(len_bytes.next_multiple_of(8)..).ok_or(Malformed)?;
         let stat = Stat { kind: FileKind::of(head.kind), len_bytes: head.len_bytes, modified: head.modified };
         let mut name = String::from_utf8_lossy(name).into_owned();
-        // What stands for a byte that is no UTF-8 is longer than the byte.
+        // A replacement character may be longer than the bytes that it replaces.
         name.truncate(name.floor_char_boundary(FS_MAX_NAME));
         entries.push(Entry { name, stat });
     }

@@ -35,7 +35,7 @@ pub enum Cause {
         /// The length that went with it, in bytes.
         len_bytes: u64,
     },
-    /// The driver did not finish in time something that it had been given.
+    /// The driver did not finish a frame or request in time.
     Stuck {
         /// The name of the thing that it was given.
         what: &'static str,

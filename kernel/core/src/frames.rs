@@ -21,9 +21,9 @@ use ringfence_abi::queue::{Consumer, Producer, Words};
 const MIN_FRAME: usize = 14;
 /// The kernel keeps one bit for each frame to send.
 const _: () = assert!(TX_FRAMES == u64::BITS as usize);
-/// Shortest time from a poll to the next one that looks for sent frames, in nanoseconds.
+/// Shortest time from a poll to the next poll for sent frames, in nanoseconds.
 const LOOK_AGAIN_NS: u64 = 20_000_000;
-/// Longest time from a poll to the next one that looks for sent frames, in nanoseconds.
+/// Longest time from a poll to the next poll for sent frames, in nanoseconds.
 const LOOK_AGAIN_MOST_NS: u64 = 1_000_000_000;
 
 /// The account of a network driver's frames.
@@ -62,7 +62,7 @@ pub struct Frames<M> {
     /// Frames that the driver before this one had delivered when it was ended, and whether its card
     /// had checked them.
     inherited: VecDeque<(Vec<u8>, bool)>,
-    /// What had gone through the drivers before this one.
+    /// The frames and bytes that had gone through the drivers before this one.
     moved_before: Moved,
     /// Counters for `ip`.
     pub counts: Counts,
@@ -317,7 +317,7 @@ impl<M: Words + Data> Frames<M> {
             }
             Side::Driver => {
                 let ahead = self.transmitted.ahead(&self.memory, self.seen.done);
-                // After a lie, the end may lie before what was seen.
+                // After a lie, the end may lie before the position that the trace has seen.
                 self.seen.done = self.seen.done.max(ahead.end);
                 for position in ahead {
                     let place = Consumer::<net::Transmitted>::entry(&self.memory, position);
@@ -637,7 +637,7 @@ mod tests {
         let received = Passed::Received { number: 0, len_bytes: 61, frame: &[7; 2] };
         assert_eq!(passed(&mut frames, Side::Driver), [done, received].map(|passed| format!("{passed:?}")));
         assert!(passed(&mut frames, Side::Driver).is_empty());
-        // The entries are still there for those that they are for.
+        // The entries are still in the queues for the account.
         assert_eq!(frames.receive(&mut [0; FRAME_BYTES]), Ok(Some(plain(61))));
         assert_eq!(frames.moved(), Moved { count: 3, bytes: 60 + 60 + 61 });
         assert_eq!((frames.deadline_ns().is_ok(), frames.in_hand()), (true, 1));
@@ -860,7 +860,7 @@ mod tests {
         assert_eq!(frames.deadline_ns(), Err(Wrong::Entry("transmitted", Entry::new(0, 60).0)));
     }
 
-    /// What one queue has lost of its share does not show in the sum.
+    /// If one queue has used up its share of the empty frames, the sum does not show it.
     #[test]
     fn one_of_several_queues_runs_dry_alone() {
         for (queues, is_starved) in [(1, false), (4, true)] {

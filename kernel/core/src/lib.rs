@@ -21,12 +21,12 @@
 //! * [`extent`]: ranges of addresses, and whether one lies within another
 //! * [`port_bitmap`]: the I/O permission bitmap of a task state segment
 //! * [`frames`]: the frames that a network driver has to send, and has received; [`checksum`]: the
-//!   work on them that a card may do; [`packet`]: what is in a frame, in words
+//!   work on them that a card may do; [`packet`]: the content of a frame, in words
 //! * [`requests`]: requests to a driver, which are repeated to its successor
 //! * [`path`], [`directory`], [`date`]: paths of files, the entries of directories, and their
-//!   dates; [`signature`], [`partition`]: what is on a disk
+//!   dates; [`signature`], [`partition`]: the filesystem and the partitions on a disk
 //! * [`block_cache`]: the blocks of a disk that are kept, and the writes that it does not have yet
-//! * [`evidence`]: what a module file can show to be admitted to ring 0
+//! * [`evidence`]: the evidence that admits a module file to ring 0
 //! * [`cdb`], [`sense`]: SCSI commands, and the sense data of devices when a command fails
 //! * [`dhcp`]: a DHCP client
 //! * [`servers`]: small TCP and UDP servers, and a filter for the network stack below them

@@ -124,7 +124,7 @@ impl<F> Life<F> {
         self.fault.as_ref()
     }
 
-    /// Returns the policy: what happens when a fault ends the driver.
+    /// Returns the policy: the action that follows when a fault ends the driver.
     pub fn policy(&self) -> Policy {
         self.policy
     }

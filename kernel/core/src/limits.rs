@@ -70,7 +70,7 @@ pub static RELOAD_S: Limit = Limit::new("reload-s", "seconds in which a fault un
 /// protection does not hold for.
 pub const PROTECTIVE: [&str; 4] = ["ss-loads", "seg-loads", "lock-bts", "unfenced"];
 
-/// How often the record of what modules did is written to `/etc`.
+/// How often the record of the modules' operations and faults is written to `/etc`.
 pub static RECORD_S: Limit =
     Limit::new("record-s", "seconds between two writes of the record to /etc", [1, 60, 86_400]);
 /// How long a command waits for a driver to come back.

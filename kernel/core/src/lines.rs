@@ -12,7 +12,8 @@ const NONE: u16 = u16::MAX;
 const ENTRY_BYTES: usize = 8;
 
 /// Makes a table of places: offsets in ascending order, and the file and line from there on, if
-/// they are known. What does not fit into a table is left out.
+/// they are known. An offset that does not fit into a table is left out. A file or line that does
+/// not fit counts as unknown.
 pub fn table<'a>(places: impl Iterator<Item = (u64, Option<(&'a str, u32)>)>) -> Vec<u8> {
     let (mut files, mut entries): (Vec<&str>, Vec<u8>) = (Vec::new(), Vec::new());
     let mut last = None;

@@ -6,9 +6,9 @@
 //!   relocations. Its requests for services are the absolute symbols with their names, whose values
 //!   are the addresses of their stubs.
 //!
-//! [`Module::parse`] checks everything that the loader later relies on, and refuses a bad file with
-//! the reason. It maps nothing and runs nothing. **It returns for any bytes**: it never panics, and
-//! takes no more memory than a small multiple of the file's length.
+//! [`Module::parse`] checks all properties of the file on which the loader later relies, and
+//! refuses a bad file with the reason. It maps nothing and runs nothing. **It returns for any
+//! bytes**: it never panics, and takes no more memory than a small multiple of the file's length.
 
 use crate::evidence::signed::Signed;
 use crate::extent::{Extent, align_up};
@@ -183,7 +183,7 @@ pub enum ModuleError {
     Overlap(usize),
     /// The image is larger than a slot has room for.
     TooLarge(u64),
-    /// The file has something that is not supported.
+    /// The file has a feature that is not supported.
     Unsupported(&'static str),
     /// The file has so many of something (second field), and at most so many are allowed (third
     /// field).
@@ -196,7 +196,7 @@ pub enum ModuleError {
     RelocationValue(u64),
     /// A relocation names a symbol that does not exist.
     Symbol(usize),
-    /// The module asks for something that is not a service; the first bytes of its name.
+    /// The module asks for a service that does not exist; the first bytes of its name.
     UnknownService([u8; 32]),
     /// The module asks for a service that its kind is not granted.
     NotGranted(usize),
@@ -319,7 +319,7 @@ impl<'a> Module<'a> {
     }
 }
 
-/// What both kinds of modules have.
+/// The parts that both kinds of modules have.
 struct Parts<'a, Elf: FileHeader<Endian = LE>> {
     sections: SectionTable<'a, Elf>,
     manifest: Manifest,

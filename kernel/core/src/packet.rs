@@ -1,4 +1,4 @@
-//! A frame in words: who says what to whom, as far as its first bytes tell.
+//! A frame in words: its sender, its receiver and its message, as far as its first bytes tell.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -32,7 +32,8 @@ fn arp(bytes: &[u8]) -> Option<String> {
 }
 
 fn ipv4(bytes: &[u8]) -> Option<String> {
-    // Only the first bytes of the packet may be there, so what is read is checked here.
+    // Only the first bytes of the packet may be there, so the fields that are read are checked
+    // here.
     let packet = Ipv4Packet::new_unchecked(bytes.get(..IPV4_HEADER)?);
     let (from, to, protocol) = (packet.src_addr(), packet.dst_addr(), packet.next_header());
     // A later fragment has no ports.

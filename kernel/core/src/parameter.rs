@@ -94,7 +94,8 @@ fn value(parameter: &mut Parameter, typed: &str) -> Option<()> {
     Some(())
 }
 
-/// Returns what a person means by a word for a flag; `None` if it is none.
+/// Returns the value of a flag that a person means by a word; `None` if the word has no such
+/// meaning.
 pub fn flag(typed: &str) -> Option<bool> {
     match typed {
         "on" | "yes" | "true" | "1" => Some(true),

@@ -1,8 +1,9 @@
 //! Partition tables: the MBR's four primary partitions, the logical ones in a chain that begins in
 //! an extended one, and GPT (UEFI Specification 2.10, 5).
 //!
-//! A disk may have anything in the place of a table. What lies outside of the disk, or overlaps the
-//! table itself, is no partition. A chain goes on only towards the disk's end, so that it has one.
+//! A disk may have anything in the place of a table. An entry whose blocks lie outside of the disk,
+//! or overlap the table itself, is no partition. A chain goes on only towards the disk's end, so
+//! that it has one.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -195,7 +196,7 @@ mod tests {
         let block = mbr(&[(0x80, 0x0c, 2048, 1000), (0, 0x05, 4000, 10), (0, 0x83, 5000, 100), (0, 0, 9, 9)]);
         let expected = vec![partition(1, 2048, 1000, ""), partition(3, 5000, 100, "")];
         assert_eq!(table(&block, 6000), Table::Mbr(expected, Some(Extended { first: 4000, blocks: 10 })));
-        // What reaches beyond the end, covers the table or has no blocks, is none.
+        // An entry that reaches beyond the end, covers the table or has no blocks, is no partition.
         let bad = mbr(&[(0, 0x83, 0, 10), (0, 0x83, 10, 0), (0, 0x83, 90, 11), (0, 0x83, u32::MAX, u32::MAX)]);
         assert_eq!(table(&bad, 100), Table::None);
         assert_eq!(table(&mbr(&[(0, 0xee, 1, u32::MAX)]), 100), Table::Gpt);

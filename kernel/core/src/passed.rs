@@ -1,13 +1,13 @@
 //! The frames and requests that kernel and driver pass to each other, as a trace notes them.
 //!
 //! The accounts of a class note nothing while a driver runs untraced. A trace asks an account
-//! before and after each upcall for what it has not seen yet ([`Seen`]), so that it costs nothing
-//! when it is off.
+//! before and after each upcall for the frames and requests that it has not seen yet ([`Seen`]), so
+//! that it costs nothing when it is off.
 
-/// What a request asks for, in words of a class's own format.
+/// The content of a request, in words of a class's own format.
 pub type Request = [u64; 3];
 
-/// What was passed.
+/// The content of a frame or request that was passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content<'a> {
     /// A frame: its first bytes.
@@ -16,26 +16,26 @@ pub enum Content<'a> {
     Request(Request),
 }
 
-/// A frame or a request that was passed. `number` says how many of its kind came before it; a frame
-/// that is received is of another kind than one that is sent.
+/// A frame or a request that was passed. `number` says how many of its kind came before it. Sent
+/// frames and received frames are different kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Passed<'a> {
     /// The kernel gave it to the driver.
     Given {
         /// Its number.
         number: u64,
-        /// Its place among those that the driver has.
+        /// Its place among the frames or requests that the driver has.
         place: usize,
         /// Bytes of the frame, or of the request's data.
         len_bytes: u32,
-        /// What it is.
+        /// Its content.
         content: Content<'a>,
     },
     /// The driver has given it back: it is sent, or carried out.
     Done {
         /// Its number.
         number: u64,
-        /// Its place among those that the driver has.
+        /// Its place among the frames or requests that the driver has.
         place: usize,
         /// The driver's result for it, if it has one: 0 is success.
         result: u32,
@@ -72,10 +72,10 @@ pub struct Moved {
 /// How much of an account a trace has seen: positions in the queues.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Seen {
-    /// What the kernel has given.
+    /// Position in the queue of the frames to send, or of the requests.
     pub given: u64,
-    /// What the driver has given back.
+    /// Position in the queue of the frames or requests that the driver has given back.
     pub done: u64,
-    /// What the driver has received.
+    /// Position in the queue of the frames that the driver has received.
     pub received: u64,
 }

@@ -199,8 +199,8 @@ impl Servers {
         }
     }
 
-    /// Moves all data that can be moved, and closes what is to be closed. Returns whether the stack
-    /// has something to send for that.
+    /// Moves all data that can be moved, and closes the connections that are to be closed. Returns
+    /// whether the stack has something to send for that.
     pub fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
         let mut moved = false;
         // A socket that was made for a connection is removed with it.
@@ -355,8 +355,8 @@ pub fn is_harmless(frame: &[u8]) -> bool {
         return false;
     }
     // Only a whole segment can be checked. No peer needs to fragment a segment: the peer was told
-    // how long its segments may be. Overlapping fragments could be put together into a segment
-    // other than the one that was checked (RFC 3128).
+    // how long its segments may be. Overlapping fragments could be put together into a segment that
+    // was not checked (RFC 3128).
     if packet.more_frags() || packet.frag_offset() != 0 {
         return false;
     }

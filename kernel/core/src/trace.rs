@@ -148,7 +148,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is still there is what was kept, and the last thing that was kept is there.
+        /// Bytes that are still there are the bytes that were kept. The last bytes that were kept
+        /// are there.
         #[test]
         fn bytes_are_right_or_gone(texts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 1..40)) {
             let mut bytes = Bytes::new(100).unwrap();

@@ -4,7 +4,7 @@ use crate::domain::debug::{self, Go, Why};
 use crate::domain::{Handle, fault, registry};
 use crate::poll;
 
-/// Lets a driver go on that stands. One that does not stand is left alone.
+/// Lets a driver go on that stands. A driver that does not stand is left alone.
 pub fn go_on(handle: &Handle, go: Go) {
     let enters = handle.lock().leave_debugger(go);
     fault::print_due();

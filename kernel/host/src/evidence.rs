@@ -1,8 +1,8 @@
-//! What module files have shown, and whether that is enough for ring 0 on this machine.
+//! The evidence about module files, and whether it is enough for ring 0 on this machine.
 //! [`ringfence_core::evidence`] has the formats and the logic.
 //!
-//! The policy, the trusted keys and the machine's own key come from the ramdisk: what comes from a
-//! disk has gone through drivers, which must not decide about themselves. A policy on a disk is
+//! The policy, the trusted keys and the machine's own key come from the ramdisk: a file from a disk
+//! has gone through drivers, which must not decide about themselves. A policy on a disk is
 //! therefore taken only in place of the one for development, which cannot be weakened, or if a
 //! trusted key has signed it. Reports and records are signed, so they may come from anywhere.
 
@@ -52,7 +52,7 @@ struct Known {
 
 struct State {
     policy: Policy,
-    /// Where the policy comes from, for a person, or what is wrong with it.
+    /// The source of the policy, for a person, and the error if the policy cannot be read.
     from: String,
     keys: Vec<Trusted>,
     /// Keys of machines, whose records count and nothing else.
@@ -86,7 +86,7 @@ fn with<T>(then: impl FnOnce(&mut State) -> T) -> T {
     then(&mut STATE.lock())
 }
 
-/// Something that a module did, which is not in the record yet: identifying its file takes longer
+/// A note about a module file, which is not in the record yet: identifying the file takes longer
 /// than a fault may, and a line for each look at the record would be too many.
 #[derive(Clone)]
 struct Note {
@@ -130,7 +130,7 @@ pub fn note_served(file: &File, operations: u64, ns: u64) {
 /// Notes that `file` was ended for a fault of this kind in this ring.
 pub fn note_fault(file: &File, kind: &'static str, ring: u8) {
     let mut notes = NOTES.lock();
-    // What it served before does not count any more.
+    // Its service before the fault does not count any more.
     notes.retain(|note| !(note.file.has_bytes_of(file) && matches!(note.what, What::Served { .. })));
     add(&mut notes, file, What::Fault(kind, ring));
     ON_NOTE.wake();
@@ -150,8 +150,8 @@ fn add(notes: &mut Vec<Note>, file: &File, what: What) {
         return;
     }
     if notes.len() >= MOST_NOTES {
-        // What was served can be left out: nothing is admitted for what is not in its record. A
-        // fault in ring 0 is left out last.
+        // Notes of service can be left out: nothing is admitted for service that is not in its
+        // record. A fault in ring 0 is left out last.
         let weight = |note: &Note| match note.what {
             What::Served { .. } => 0,
             What::Fault(_, 1) => 1,
@@ -234,8 +234,8 @@ impl State {
     }
 }
 
-/// Decides whether `file` may run in ring 0. `operations` is what one of its operations is called,
-/// in the plural.
+/// Decides whether `file` may run in ring 0. `operations` is the name of its operations, in the
+/// plural.
 pub fn decide(file: &File, operations: &str, force: Force) -> Result<Admitted, String> {
     with(|state| {
         // Nothing depends on the file then, and a file is not identified in vain.
@@ -278,18 +278,18 @@ pub fn record_of(file: &File) -> Tally {
     })
 }
 
-/// What a file has to show, in words.
+/// The hash, the signer and the report of a file, in words.
 #[derive(Debug, Clone)]
 pub struct InWords {
     /// The hash of its content without signatures.
     pub hash: String,
-    /// Who has signed it.
+    /// Its signer, or the reason why none is trusted.
     pub signed: String,
     /// Its report, in lines.
     pub report: Vec<String>,
 }
 
-/// Returns what `file` has to show besides its record, in words.
+/// Returns the evidence for `file` besides its record, in words.
 pub fn in_words(file: &File) -> InWords {
     with(|state| {
         let known = state.known(file);
@@ -337,8 +337,8 @@ pub fn policy_in_words() -> Vec<String> {
     })
 }
 
-/// Reads the policy, the keys, the reports and the records in the ramdisk. What is wrong with one
-/// is logged; with a policy that cannot be read, nothing runs in ring 0.
+/// Reads the policy, the keys, the reports and the records in the ramdisk. Logs the errors in them.
+/// With a policy that cannot be read, nothing runs in ring 0.
 pub fn init() {
     let files = || ramdisk::files().filter_map(|(name, bytes)| Some((name.strip_prefix(FOLDER)?, bytes)));
     let within = |folder: &'static str, ending: &'static str| {
@@ -459,8 +459,8 @@ pub fn add_record(bytes: &[u8]) -> Result<(), String> {
     })
 }
 
-/// Goes on with the record that this machine has saved. What was noted since the machine started is
-/// added, as it is not settled before. Returns the number of module files in it.
+/// Goes on with the record that this machine has saved. The notes since the machine started are
+/// added, as they are not settled before. Returns the number of module files in the record.
 pub fn restore(bytes: &[u8]) -> Result<usize, Damaged> {
     with(|state| {
         let own = state.machine.as_ref().map(|key| Trusted { name: "this machine".into(), key: key.public() });
@@ -472,7 +472,7 @@ pub fn restore(bytes: &[u8]) -> Result<usize, Damaged> {
     })
 }
 
-/// Puts what was noted into the record.
+/// Puts all notes into the record.
 pub fn settle() {
     with(State::settle);
 }
@@ -492,7 +492,7 @@ pub fn can_sign() -> bool {
     with(|state| state.machine.is_some())
 }
 
-/// Notes that what [`unsaved`] has returned was written.
+/// Marks the record returned by [`unsaved`] as written.
 pub fn saved() {
     with(|state| state.is_unsaved = false);
 }

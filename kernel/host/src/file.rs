@@ -23,7 +23,7 @@ pub enum Content {
     Ramdisk(&'static [u8]),
     /// A copy made by the kernel.
     Made(Arc<[u8]>),
-    /// A copy that was changed, to see what the change does.
+    /// A copy that was changed, to see the effect of the change.
     Changed(Arc<[u8]>),
 }
 

@@ -5,7 +5,7 @@
 //! * [`poll`]: runs drivers when they have work
 //! * [`requests`]: requests to drivers, for the classes that have requests
 //! * [`module`]: loads and unloads drivers; [`file`], [`ramdisk`], [`pushed`]: the files of modules
-//! * [`evidence`]: what module files have shown, and whether that is enough for ring 0;
+//! * [`evidence`]: the evidence about module files, and whether it is enough for ring 0;
 //!   [`promote`]: moves drivers between rings
 //! * [`supervise`]: restarts drivers that were ended; [`reload`]: puts another build in a driver's
 //!   place

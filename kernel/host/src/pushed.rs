@@ -67,7 +67,7 @@ pub fn keep(file: File) {
     files.push(file);
 }
 
-/// Makes `file` what it was before another file of its name came. A file of the ramdisk needs no
+/// Brings `file` back in the place of a later file of its name. A file of the ramdisk needs no
 /// place here.
 pub fn go_back_to(file: &File) {
     match file.bytes {
@@ -76,7 +76,7 @@ pub fn go_back_to(file: &File) {
     }
 }
 
-/// Forgets `file`: what it hid is there again.
+/// Forgets `file`: a file of the ramdisk that it hid is there again.
 pub fn forget(file: &File) {
     FILES.lock().retain(|other| !other.is_same(file));
 }

@@ -6,7 +6,7 @@
 //! The task of [`crate::supervise`] carries reloads out, because it alone replaces drivers. A build
 //! that does not start is not left in place: the build before it serves again at once. A build that
 //! starts is on probation for a while (`limits reload-s`): a fault in that time brings the build
-//! before it back, whatever the policy is.
+//! before it back, under any policy.
 
 use crate::domain::cause::Cause;
 use crate::domain::saved::SavedState;

@@ -80,8 +80,8 @@ pub fn receive() {
     ON_INPUT.wake();
 }
 
-/// Moves as much input into the queue as there is room for. What stays in the port is fetched when
-/// there is room again, because the port interrupts only for bytes that come.
+/// Moves as much input into the queue as there is room for. The bytes that stay in the port are
+/// fetched when there is room again, because the port interrupts only for bytes that come.
 fn fill(input: &mut Deque<u8, INPUT_BYTES>) {
     while !input.is_full()
         && let Some(byte) = PORT.receive()

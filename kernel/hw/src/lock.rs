@@ -33,7 +33,7 @@ impl<T> Lock<T> {
     #[inline]
     fn break_after_panic(&self) {
         if power::has_panicked() && !self.is_broken.swap(true, Ordering::Relaxed) {
-            // SAFETY: when the kernel has panicked, nothing that was under way goes on, and
+            // SAFETY: when the kernel has panicked, no work that was under way goes on, and
             // interrupts are off for good. So the holder has used the value for the last time. A
             // lock that the panic itself takes from here on is not broken again.
             unsafe { self.mutex.force_unlock() };

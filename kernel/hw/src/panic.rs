@@ -5,7 +5,7 @@ use crate::arch::watch;
 use crate::console;
 use crate::println;
 
-/// Ends the kernel: `report` prints the reason, on the console and on the screen. **Nothing that
+/// Ends the kernel: `report` prints the reason, on the console and on the screen. **No work that
 /// was under way ever goes on**, so `report` may read values that are locked.
 pub fn end_kernel(report: impl FnOnce()) -> ! {
     if !power::note_panic() {

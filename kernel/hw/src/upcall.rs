@@ -230,6 +230,6 @@ impl<T: Send> Default for Current<T> {
 pub fn terminate() -> ! {
     assert!(cpu::this().upcall_rsp.get() != 0, "a driver was to be terminated, but none runs");
     // SAFETY: an upcall is under way. Dropping nothing is like `core::mem::forget`, which is safe:
-    // `Current::enter` takes back what this crate has lent out meanwhile.
+    // `Current::run` takes back the value that this crate has lent out meanwhile.
     unsafe { gates::abort_upcall() }
 }

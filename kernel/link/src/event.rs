@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, Serializer};
 /// Text that is borrowed or owned.
 pub type Text<'a> = Cow<'a, str>;
 
-/// Something that happened in the kernel.
+/// An event in the kernel.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event<'a> {
@@ -153,7 +153,7 @@ pub enum Event<'a> {
     Trial(Trial<'a>),
     /// The result of a piece of made-up code.
     Snippet(Snippet<'a>),
-    /// What the drivers do, as `top` shows it.
+    /// The activity of the drivers, as `top` shows it.
     Activity {
         /// The time that the rates are about, in microseconds.
         interval_us: u64,
@@ -171,14 +171,14 @@ pub enum Event<'a> {
     Times {
         /// The driver's name.
         name: Text<'a>,
-        /// What took time.
+        /// The times of each upcall and service, and of frames and requests.
         of: Vec<Times<'a>>,
     },
     /// A request was carried out ([`crate::request`]).
     Answered {
         /// The request's id.
         id: u64,
-        /// What was done, or the reason why it was not, for a person.
+        /// The answer, or the reason why the request failed, for a person.
         result: Result<Text<'a>, Text<'a>>,
     },
     /// A command has ended.
@@ -200,12 +200,12 @@ pub enum Event<'a> {
     },
 }
 
-/// What a driver does.
+/// The activity of a driver.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Activity<'a> {
     /// The driver's name.
     pub name: Text<'a>,
-    /// What it offers: `nic`, `scsi`, `block` or `other`.
+    /// The driver's class: `nic`, `scsi`, `block` or `fs`, or `other` for none.
     pub kind: Text<'a>,
     /// The kind of its domain: `paged` or `segmented`.
     pub domain_kind: Text<'a>,
@@ -297,7 +297,7 @@ pub struct Driver<'a> {
     pub slot: u64,
     /// The driver's device, if it has one: a PCI function's address, or a name.
     pub device: Option<Text<'a>>,
-    /// Whether the driver runs, and if not, what happens to it next: in words, as `lsmod` shows it.
+    /// Whether the driver runs, or its next step if it does not: in words, as `lsmod` shows it.
     pub state: Text<'a>,
     /// How often the driver was entered.
     pub upcalls: u64,
@@ -355,7 +355,7 @@ pub struct Fault<'a> {
     pub exception: Option<Exception>,
     /// The driver's last calls of services, oldest first.
     pub calls: Vec<Call<'a>>,
-    /// What happens to the driver next, for a person.
+    /// The next step for the driver, for a person.
     pub then: Text<'a>,
 }
 

@@ -47,7 +47,7 @@ pub const REQUESTS: u8 = 1;
 /// The channel of traces, from the kernel to the runner.
 pub const TRACES: u8 = 2;
 
-/// The channel of what the kernel says to a debugger, from the kernel to the runner: the number of
+/// The channel of the kernel's output to a debugger, from the kernel to the runner: the number of
 /// the session in 8 bytes, the lowest first, and bytes of gdb's remote protocol.
 pub const DEBUGGER: u8 = 3;
 

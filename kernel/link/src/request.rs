@@ -23,11 +23,11 @@ pub const DEBUG_SECONDS: u64 = 10;
 pub struct Request<'a> {
     /// A number that no other request of this run has; senders choose it at random.
     pub id: u64,
-    /// What is to be done.
+    /// The action that is wanted.
     pub what: What<'a>,
 }
 
-/// What is to be done.
+/// An action that a request wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum What<'a> {
     /// A module file comes, in pieces. The answer is the number of its build.
@@ -49,7 +49,7 @@ pub enum What<'a> {
         bytes: Cow<'a, [u8]>,
     },
     /// Trace a driver, and send its events on channel [`TRACES`](crate::TRACES) for
-    /// [`TRACE_SECONDS`] from now on: whoever wants more asks again before.
+    /// [`TRACE_SECONDS`] from now on. A sender that wants more asks again before.
     Trace {
         /// The driver's name.
         driver: Text<'a>,
@@ -61,8 +61,8 @@ pub enum What<'a> {
         /// The driver's name.
         driver: Text<'a>,
     },
-    /// Bytes of gdb's remote protocol. The first ones begin a session, which ends
-    /// [`DEBUG_SECONDS`] after the last ones: whoever has nothing to say sends none now and then.
+    /// Bytes of gdb's remote protocol. The first ones begin a session, which ends [`DEBUG_SECONDS`]
+    /// after the last ones. A sender without any bytes sends an empty request now and then.
     Debug {
         /// A number for the session, chosen at random.
         session: u64,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Piece<'a> {
     /// The driver's name.
     pub driver: Text<'a>,
-    /// What it offers: `nic`, `scsi`, `block` or `other`.
+    /// The driver's class: `nic`, `scsi`, `block` or `fs`, or `other` for none.
     pub kind: Text<'a>,
     /// Whether a person has asked for these events to be saved (`trace NAME save`), and no program.
     pub is_saved: bool,
@@ -26,11 +26,11 @@ pub struct Piece<'a> {
 pub struct Traced<'a> {
     /// When it happened, in nanoseconds since boot.
     pub at_ns: u64,
-    /// What happened.
+    /// The kind of the event, and its data.
     pub what: What<'a>,
 }
 
-/// What happened at a driver's boundary. Words are for a person.
+/// An event at a driver's boundary. Words are for a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum What<'a> {
     /// The kernel entered the driver.
@@ -64,12 +64,12 @@ pub enum What<'a> {
         number: u64,
         /// Bytes of the frame, or of the request's data.
         len_bytes: u32,
-        /// What it is.
+        /// The frame or the request.
         content: Content<'a>,
         /// The same in words.
         words: Text<'a>,
     },
-    /// The driver has given back what it was given.
+    /// The driver has given back a frame that it was given to send, or a request.
     Done {
         /// How many of its kind came before it.
         number: u64,
@@ -115,12 +115,12 @@ pub enum What<'a> {
     Replaced,
     /// Anything else.
     Note {
-        /// What it is.
+        /// The event in words.
         words: Text<'a>,
     },
 }
 
-/// What a driver was given.
+/// A frame or a request that a driver was given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content<'a> {
     /// A frame, or its first bytes.

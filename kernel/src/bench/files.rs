@@ -1,8 +1,9 @@
-//! Measures files: what a filesystem and the driver of its disk do together, both in the same ring.
+//! Measures operations on files, which a filesystem and the driver of its disk carry out together,
+//! both in the same ring.
 //!
-//! The filesystems must be mounted (`mount disk1 /fat`), and one that cannot be written must have
-//! the file [`FILE`]. What is read is not in the kernel's cache before; what is written is on the
-//! disk afterwards.
+//! The filesystems must be mounted (`mount disk1 /fat`). A filesystem that cannot be written must
+//! have the file [`FILE`]. Data that is read is not in the kernel's cache before. Data that is
+//! written is on the disk afterwards.
 
 use super::{Cost, Plan, Row, Stopwatch, alone, announce, check_trust, sample_begins, sample_ends};
 use alloc::format;
@@ -29,7 +30,7 @@ const FILES: usize = 32;
 const OPERATIONS: usize = 3;
 const SAMPLES: usize = 7;
 
-/// What is done with files.
+/// The operations on files that a row measures.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Work {
     Read,

@@ -1,5 +1,5 @@
 //! Measures a driver in both kinds of domain, if it is built for both: it is reloaded as the other
-//! kind, measured again, and reloaded as what it was.
+//! kind, measured again, and reloaded as its own kind.
 
 use super::Plan;
 use alloc::format;
@@ -30,8 +30,8 @@ impl Drop for Back {
 }
 
 /// Calls `measure` for the driver that `find` returns, if there is one, in each kind of domain that
-/// the plan asks for, with the rings that the driver can be in. Returns when the driver is what it
-/// was.
+/// the plan asks for, with the rings that the driver can be in. Returns when the driver is of its
+/// own kind again.
 pub async fn each<'a>(
     plan: Plan<'a>,
     find: impl Fn() -> Option<Handle>,
@@ -94,9 +94,9 @@ fn kinds(plan: &Plan, file: &File, own: DomainKind, ring: Ring) -> Result<Vec<Do
     if possible.is_empty() { is_possible(own).map(|()| possible) } else { Ok(possible) }
 }
 
-/// Puts a build for the other kind in a driver's place.
+/// Puts a build for one of the kinds in a driver's place.
 async fn become_of(handle: &Handle, file: File) -> Result<(), String> {
-    // What it says when it starts was said before.
+    // Mute the driver's messages at its start: they were shown before.
     let mute = console::mute();
     let reloaded = reload::reload(handle, file).await;
     drop(mute);

@@ -125,12 +125,12 @@ pub struct Plan<'a> {
     pub mode: Mode,
     /// The only ring, if not both. Only rows of whole operations can do without the other one.
     pub ring: Option<Ring>,
-    /// The only kind of domain, if not all that the driver is built for.
+    /// The only kind of domain, if not all kinds that the driver is built for.
     pub kind: Option<DomainKind>,
     /// The only batch of whole operations, if not all.
     pub batch: Option<usize>,
-    /// Whether each sample follows one that is discarded. The samples of two rings alternate, and
-    /// the other ring's crossings empty QEMU's TLB. A kind of domain that is compared with them is
+    /// Whether each sample follows a discarded sample. The samples of two rings alternate, and the
+    /// other ring's crossings empty QEMU's TLB. A kind of domain that is compared with them is
     /// measured in the same way.
     pub warms: bool,
 }
@@ -193,8 +193,8 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
         note("call, upcall", calls::run(plan, &mut print).await);
     }
     yield_now().await;
-    // What is no matter of the kind is left out where a kind is asked for. These rows are about the
-    // drivers as they are loaded, and filesystems are paged.
+    // Rows that are not measured by kind are left out where a kind is asked for. These rows are
+    // about the drivers as they are loaded, and filesystems are paged.
     let of_any_kind = plan.kind.is_none();
     if of_any_kind && wanted("off/") {
         note("off", off::run(mode.unit("us"), &mut print).await);
@@ -288,8 +288,8 @@ fn sample_ends() {
     core::hint::black_box("ends");
 }
 
-/// Prepares for samples between which no other task runs. What it returns must live as long as they
-/// are taken.
+/// Prepares for samples between which no other task runs. The returned guard must live as long as
+/// they are taken.
 fn alone() -> impl Drop {
     // Unmask pending lines now: the task that was about to do so does not run while this one waits
     // for interrupts.

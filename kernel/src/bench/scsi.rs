@@ -39,7 +39,7 @@ struct Work<'a> {
     batch: usize,
     /// The block where each transfer begins. They are used one after the other, again and again.
     places: &'a [u64],
-    /// For writes, what is at these places: `len_bytes` for each.
+    /// For writes, the content of these places: `len_bytes` bytes for each.
     content: Option<&'a [u8]>,
 }
 
@@ -146,7 +146,7 @@ pub async fn traced(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), 
     Ok(())
 }
 
-/// Measures writes. **Everything is overwritten with what was there**, so that nobody loses data.
+/// Measures writes. **Every place is overwritten with its own content**, so that nobody loses data.
 async fn writes(
     plan: Plan<'_>,
     disk: &Disk,
@@ -157,7 +157,7 @@ async fn writes(
     let small = small.get(..EACH).unwrap_or(small);
     let large = large.get(..LARGE_PLACES).unwrap_or(large);
     let content = read_all(disk, small, SMALL).await?;
-    // A disk that a person wants only read is no failure. One that fails is.
+    // A write-protected disk is no failure. Any other error is a failure.
     if let (Some(first), Some(bytes)) = (small.first(), content.get(..SMALL))
         && let Err(error) = disk.write(*first, bytes).await
     {
@@ -178,7 +178,7 @@ async fn writes(
     Ok(())
 }
 
-/// Returns what is at these places.
+/// Returns the content of these places.
 async fn read_all(disk: &Disk, places: &[u64], len_bytes: usize) -> Result<Vec<u8>, String> {
     let mut content = hw::memory::buffer(places.len() * len_bytes)?;
     for (place, bytes) in places.iter().zip(content.chunks_mut(len_bytes)) {
@@ -234,7 +234,7 @@ fn transfer(
 ) -> Result<Cost, String> {
     let handle = &disk.handle();
     let len_bytes = work.len_bytes;
-    // What a write moves is not copied back.
+    // The data of a write is not copied back.
     let mut buffer = vec![0; if work.content.is_some() { 0 } else { len_bytes }];
     let mut under_way = UnderWay { handle, tickets: Vec::with_capacity(work.depth) };
     let (mut begun, mut done) = (0, 0);

@@ -216,7 +216,7 @@ impl Input {
         }
     }
 
-    /// Runs a command for the shell, and sends what it has printed.
+    /// Runs a command of the shell, and sends its output.
     async fn monitor(&mut self, text: &str) {
         let capture = console::capture();
         let outcome = match select(Box::pin(commands::run(text.trim())), interrupted()).await {

@@ -43,12 +43,12 @@ const NO_DRIVER: Tid = Tid::new(1_000_000).expect("it is not zero");
 /// The most bytes of memory that one packet reads.
 const MOST_READ: usize = 64 << 10;
 
-/// The drivers, and what gdb wants of them.
+/// The drivers, and gdb's requests for them.
 #[derive(Default)]
 pub struct Drivers {
     /// The slots of drivers that stand and of which gdb was told, and the numbers of their stops.
     told: Vec<(usize, u64)>,
-    /// What a person is to know: gdb says nothing of a breakpoint that is refused in a library.
+    /// Warnings for a person: gdb says nothing of a breakpoint that is refused in a library.
     pub warnings: Vec<String>,
     /// How many bytes of memory a packet may still read.
     readable: usize,
@@ -108,7 +108,8 @@ impl Drivers {
         self.readable = MOST_READ;
     }
 
-    /// Returns what gdb is told of a driver that stands; `None` if it does not any more.
+    /// Returns the stop reason of a driver that stands, for gdb; `None` if it does not stand any
+    /// more.
     pub fn report(&mut self, stop: &Stop) -> Option<Reason> {
         let tid = thread(stop.slot);
         let mut vector = 0;
@@ -139,8 +140,8 @@ impl Drivers {
         })
     }
 
-    /// Returns what gdb is told when a person interrupts it. No driver stands for that: between its
-    /// upcalls a driver executes nothing.
+    /// Returns the stop reason for gdb when a person interrupts gdb. No driver stands for that:
+    /// between its upcalls a driver executes nothing.
     pub fn interrupted(&self) -> Reason {
         let first = registry::in_slots().first().map(|handle| thread(handle.lock().space.slot()));
         let told = self.told.first().map(|(slot, _)| thread(*slot));

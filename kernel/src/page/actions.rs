@@ -1,4 +1,4 @@
-//! What the page's buttons do.
+//! The actions of the page's buttons.
 
 use crate::shell::commands;
 use crate::shell::scripting::captured;
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 /// The most bytes of a command's output that are sent.
 const MOST_OUTPUT: usize = 16 << 10;
-/// What `break` has `rogue` do: each harms a kernel that has no protection.
+/// The attacks that `break` has `rogue` make: each harms a kernel that has no protection.
 const ATTACKS: [(&str, &str); 6] = [
     ("write-kernel", "write @kernel-text"),
     ("read-kernel", "read @kernel-data"),
@@ -20,7 +20,7 @@ const ATTACKS: [(&str, &str); 6] = [
     ("panic", "panic"),
 ];
 
-/// What gives drivers work for some seconds.
+/// Commands that give drivers work for some seconds.
 const WORK: [(&str, &str); 2] =
     [("network", "mute ping 10.0.2.2 -c 1000 -i 0 -s 1000"), ("disk", "mute repeat 100 blkread disk0 0 4096")];
 
@@ -31,7 +31,7 @@ struct Outcome {
     command: String,
     /// The reason why that failed.
     error: Option<String>,
-    /// What the command has printed.
+    /// The output of the command.
     output: String,
 }
 
@@ -54,7 +54,7 @@ fn commands_of(verb: &str, name: &str) -> Result<String, String> {
     let name = driver.lock().name.clone();
     match verb {
         "promote" | "demote" | "kill" => Ok(format!("{verb} {name}")),
-        // A moment of what goes across its boundary.
+        // Trace the driver's boundary for a moment.
         "trace" => Ok(format!("trace {name} sleep 300")),
         _ => Err(format!("there is no button '{verb}'")),
     }
@@ -71,7 +71,7 @@ async fn load_rogue() -> crate::shell::Outcome {
     Ok(())
 }
 
-/// Does what a button says. Returns the outcome as JSON.
+/// Carries out the action of a button. Returns the outcome as JSON.
 pub async fn carry_out(verb: &str, name: &str) -> String {
     let loaded = if verb == "break" { load_rogue().await } else { Ok(()) };
     let outcome = match loaded.and_then(|()| commands_of(verb, name)) {
@@ -80,7 +80,7 @@ pub async fn carry_out(verb: &str, name: &str) -> String {
             let (result, output, lost_bytes) = captured(commands::run_all(&command), MOST_OUTPUT).await;
             let output = match lost_bytes {
                 0 => output,
-                // What a long work says in between is of no interest here.
+                // The part of a long output that does not fit is of no interest here.
                 _ => format!("{output}\n[{lost_bytes} bytes more]"),
             };
             Outcome { error: result.err(), output, command }

@@ -1,14 +1,14 @@
-//! The page: what the system does, for a browser, over HTTP (RFC 9110) with picoserve.
+//! The page: the state of the system, for a browser, over HTTP (RFC 9110) with picoserve.
 //!
 //! * `/`: a page that works without anything from outside ([`page.html`](../page.html))
 //! * `/api`: the same as JSON ([`state`])
 //! * `/metrics`: for Prometheus, in its text format ([`metrics`])
-//! * `POST /do/VERB/NAME`: what a button does ([`actions`])
+//! * `POST /do/VERB/NAME`: the action of a button ([`actions`])
 //!
-//! **Whoever reaches the port can look. Only who has the token can do something**, and nothing but
-//! what there is a button for. The token is in the URL that the console shows, behind `#`, so that
-//! a browser sends it to nobody; the page sends it in a header, which no page of another site can
-//! make a browser do.
+//! **Any client that reaches the port can look. Only a client that has the token can act**, and
+//! only by the actions of the buttons. The token is in the URL that the console shows, behind `#`,
+//! so that a browser sends it to nobody; the page sends it in a header, which no page of another
+//! site can make a browser do.
 
 mod actions;
 mod metrics;
@@ -116,7 +116,7 @@ impl IntoResponse for Refused {
 const NO_MEMORY: Refused = Refused(StatusCode::SERVICE_UNAVAILABLE, "there is no memory for an answer");
 const NOT_ALLOWED: Refused = Refused(StatusCode::FORBIDDEN, "this needs the token in the URL that the console shows");
 
-/// What the page asks for: what happened after this time, in milliseconds since boot.
+/// The page's query: the time after which looks and marks are wanted, in milliseconds since boot.
 #[derive(serde::Deserialize)]
 struct Asked {
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! What the system does, and what it did in the last minutes.
+//! The state of the system, and its history of the last minutes.
 
 use crate::shell::machine::fence_in_words;
 use crate::shell::top::Snapshot;
@@ -26,7 +26,7 @@ const ROOM_BYTES: usize = 1 << 20;
 /// The faults that are shown.
 const FAULTS: usize = 8;
 
-/// What is shown.
+/// The state that the page shows.
 #[derive(Serialize)]
 struct State {
     version: &'static str,
@@ -62,7 +62,7 @@ struct Domain {
     faults: u32,
     restarts: u64,
     memory_kib: u64,
-    /// What its file has shown: operations and seconds in ring 1 since the last fault, and faults.
+    /// The record of its file: operations and seconds in ring 1 since the last fault, and faults.
     record: (u64, u64, u64),
     /// Whether it may run in ring 0, and why or why not.
     admitted: bool,
@@ -94,7 +94,7 @@ struct Rates {
     bytes: f64,
 }
 
-/// Something that happened to a driver.
+/// An event of a driver.
 #[derive(Clone, Serialize)]
 struct Mark {
     at_ms: u64,
@@ -102,7 +102,7 @@ struct Mark {
     what: &'static str,
 }
 
-/// What was seen so far.
+/// The looks and the marks so far.
 struct Seen {
     last: Option<Snapshot>,
     rates: Option<event::Event<'static>>,
@@ -171,8 +171,8 @@ fn with_lines(report: &str) -> String {
     report.lines().map(with_line).collect::<Vec<_>>().join("\n")
 }
 
-/// Returns the state as JSON, with what was seen after `since_ms`; `None` if there is no memory for
-/// it.
+/// Returns the state as JSON, with the looks and marks after `since_ms`; `None` if there is no
+/// memory for it.
 pub fn json(since_ms: u64) -> Option<String> {
     if !memory::has_room(ROOM_BYTES) {
         return None;

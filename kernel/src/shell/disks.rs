@@ -56,7 +56,7 @@ pub async fn rescan(arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Returns the disk called `name`, when it has what a filesystem has written so far.
+/// Returns the disk called `name`, when all data that filesystems have written so far is on it.
 pub async fn find_disk(name: &str) -> Result<Arc<dyn Disk>, String> {
     let found = look_up(name).await?;
     cache::written(&*found).await;

@@ -1,4 +1,5 @@
-//! Who may run in ring 0: the commands, and the record in `/etc` that outlives the machine.
+//! Admission of drivers to ring 0: the commands, and the record in `/etc` that outlives the
+//! machine.
 
 use super::files::{about, path_of, read_whole, replace_whole};
 use super::modules::parse_ring;
@@ -93,7 +94,7 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
     }
 }
 
-/// Prints who may run in ring 0 on this machine.
+/// Prints the policy by which drivers may run in ring 0 on this machine.
 pub fn show_policy() {
     evidence::policy_in_words().iter().for_each(|line| println!("{line}"));
     match confinement::check() {
@@ -186,7 +187,8 @@ async fn set_aside() -> Outcome {
 /// Where the record is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// That is not known yet: nothing is settled before, or what was saved would be lost.
+    /// The place is not known yet. No note is settled until then, or the saved record would be
+    /// lost.
     Unknown,
     /// In memory.
     InMemory,

@@ -32,7 +32,7 @@ const MOST_ENTRIES: usize = 4096;
 /// The deepest that a command goes into directories.
 const DEEPEST: usize = 32;
 
-/// Says what went wrong with a path.
+/// Returns a function that describes an error with a path.
 pub fn about(path: &Path) -> impl Fn(Error) -> String {
     move |error| format!("{path}: {error}")
 }
@@ -146,7 +146,7 @@ pub async fn umount(mut arguments: Arguments<'_>) -> Outcome {
         0 => {}
         count => return Err(format!("{count} of its files are open")),
     }
-    // What cannot be written is said now: the driver's end is no place for an answer.
+    // Report a failed write now: the driver's end is no place for an answer.
     let synced = sync_one(&mount).await;
     match &synced {
         Err(error) if !is_forced => return Err(format!("{error}; umount -f goes on without")),
@@ -212,7 +212,7 @@ async fn take_away(mount: tree::Mount, tells: bool) -> Outcome {
     settled.map_err(|error| format!("{at}: {error}"))
 }
 
-/// Writes all that is to be written, and unloads the drivers of filesystems: the machine ends.
+/// Puts the content of all filesystems on their disks, and unloads their drivers: the machine ends.
 pub async fn umount_all() {
     for mount in tree::mounts() {
         let synced = sync_one(&mount).await;
@@ -430,7 +430,7 @@ pub async fn read_whole(path: &str, most: usize) -> Result<Vec<u8>, String> {
     let mut content = buffer(len_bytes)?;
     let file = tree::open_file(&path, How::Existing).await.map_err(about(&path))?;
     let mut done = 0;
-    // What is put behind its end meanwhile is left out.
+    // Bytes that are appended to the file meanwhile are left out.
     while let Some(rest) = content.get_mut(done..).filter(|rest| !rest.is_empty()) {
         match file.read(done as u64, rest).await.map_err(about(&path))? {
             0 => break,
@@ -441,7 +441,7 @@ pub async fn read_whole(path: &str, most: usize) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// Writes a file. One that is there is replaced when the new one is whole and on the medium.
+/// Writes a file. An existing file is replaced when the new file is whole and on the medium.
 pub async fn replace_whole(path: &Path, bytes: &[u8]) -> Outcome {
     let new = path_of(&format!("{path}.new"))?;
     let file = tree::open_file(&new, How::Empty).await.map_err(about(&new))?;
@@ -523,11 +523,11 @@ pub async fn mkdir(mut arguments: Arguments<'_>) -> Outcome {
 /// The most bytes of memory that the entries take which a command still has to walk through.
 const MOST_HELD: usize = 1 << 20;
 
-/// A directory that a command walks through: its path, and what is left of its entries.
+/// A directory that a command walks through: its path, and its entries that are left.
 type Level = (Path, Vec<Entry>);
 
-/// Walks through everything below `path`, and calls `leaf` for each that is no directory, and for
-/// each directory behind all that is in it.
+/// Walks through the tree from `path` on. Calls `each` for each entry that is no directory, and for
+/// each directory after all its entries.
 async fn walk(path: &Path, mut each: impl AsyncFnMut(&Path, &Stat) -> Outcome) -> Outcome {
     let stat = tree::stat(path).await.map_err(about(path))?;
     let mut levels: Vec<Level> = Vec::new();

@@ -141,9 +141,9 @@ pub async fn modinfo(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Prints what a module file has shown, and whether that is enough for ring 0.
+/// Prints the evidence for a module file, and whether that is enough for ring 0.
 fn show_evidence(file: &File, manifest: &Manifest) {
-    // What its drivers do right now counts as well.
+    // The work of its drivers up to now counts as well.
     let loaded = registry::all().into_iter().filter(|handle| handle.lock().file.has_bytes_of(file));
     loaded.for_each(|handle| handle.lock().witness());
     let operations = offer::operations_noun(manifest);
@@ -176,8 +176,8 @@ pub fn parse_ring(arguments: &Arguments, word: &str) -> Result<Ring, String> {
     }
 }
 
-/// Ends the trace of a driver that is not loaded in the end. What it has kept stays, as it may show
-/// why.
+/// Ends the trace of a driver that is not loaded in the end. The events that it has kept stay, as
+/// they may show why.
 struct UntilLoaded {
     name: String,
     is_loaded: bool,
@@ -261,7 +261,7 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
         }
     }
     let ring = ring.unwrap_or(Ring::Sandboxed);
-    // What only paged drivers can do chooses as a person would.
+    // A request that needs a paged driver chooses the kind, as a person would.
     let is_watched = trace::of(name).is_some_and(|trace| trace.registers().is_some());
     let needs_paged = stops || forced || ring == Ring::Trusted || is_watched;
     if kind.is_none() && !name.ends_with(SEGMENTED_SUFFIX) && needs_paged {
@@ -321,7 +321,8 @@ pub async fn reload(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Puts a build from `file` in the place of a driver. Returns what was done, for a person.
+/// Puts a build from `file` in the place of a driver. Returns a description of the result, for a
+/// person.
 async fn reload_one(handle: &Handle, file: File) -> Result<String, String> {
     let name = handle.lock().name.clone();
     let reloaded = replacing::reload(handle, file).await.map_err(|error| format!("{name}: {error}"))?;
@@ -333,7 +334,7 @@ async fn reload_one(handle: &Handle, file: File) -> Result<String, String> {
 }
 
 /// Puts a paged build in the place of a segmented driver, for a tool that knows 64-bit code only.
-/// Returns what was done, for a person; `None` if the driver is paged.
+/// Returns a description of the result, for a person; `None` if the driver is paged.
 pub async fn as_paged(handle: &Handle) -> Result<Option<String>, String> {
     let (name, file) = {
         let domain = handle.lock();
@@ -349,7 +350,7 @@ pub async fn as_paged(handle: &Handle) -> Result<Option<String>, String> {
 }
 
 /// Puts `file` in the place of all drivers of its module, of either kind, or loads it if there are
-/// none. Then it is the file of that name. Returns what was done, for a person.
+/// none. Then it is the file of that name. Returns a description of the result, for a person.
 pub async fn load_or_reload(file: File, parameters: &[String], stops: bool) -> Result<String, String> {
     let name = file.name.clone();
     let module = |name: &str| file_name(name, DomainKind::Paged);

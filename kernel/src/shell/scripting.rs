@@ -157,7 +157,7 @@ fn commands_in(text: &str) -> impl Iterator<Item = &str> {
     text.lines().map(str::trim).filter(|line| !line.starts_with('#')).flat_map(command_line::commands)
 }
 
-/// Carries out settings; one that is wrong is named, and the others are carried out.
+/// Carries out settings. A wrong setting is named, and the others are carried out.
 async fn set(text: &str, from: &str) {
     let mut count = 0;
     for command in commands_in(text) {

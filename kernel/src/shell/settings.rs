@@ -43,7 +43,7 @@ impl Drop for OfDisk {
     }
 }
 
-/// Refuses what only a person may say, if it comes from a disk.
+/// Refuses a setting that only a person or the ramdisk may give, if it comes from a disk.
 pub fn ask_person(what: &str) -> Outcome {
     match ARE_OF_DISK.load(Ordering::Relaxed) {
         true => Err(format!("{what} is for a person, or for settings in the ramdisk: a disk's come through drivers")),

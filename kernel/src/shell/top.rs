@@ -1,4 +1,4 @@
-//! `top`: what the drivers do, again and again.
+//! `top`: the activity of the drivers, again and again.
 
 use super::Outcome;
 use alloc::format;
@@ -24,28 +24,29 @@ use spin::Mutex;
 const SECONDS: u64 = 1;
 const MOST_SECONDS: u64 = 3600;
 
-/// What the drivers had done at some moment.
+/// The activity of the drivers up to some moment.
 pub struct Snapshot {
     at: u64,
     idle: u64,
-    /// The drivers, which may be gone by now, and what they had done.
+    /// The drivers, which may be gone by now, and their activity up to that moment.
     drivers: Vec<(Weak<Mutex<Domain>>, Activity)>,
 }
 
 impl Snapshot {
-    /// Returns what the drivers have done until now.
+    /// Returns the activity of the drivers until now.
     pub fn take() -> Snapshot {
         let drivers = registry::all().into_iter().map(|handle| (Arc::downgrade(&handle), handle.lock().activity()));
         Snapshot { at: time::tsc(), idle: interrupts::idle_ticks(), drivers: drivers.collect() }
     }
 
-    /// Returns what a driver had done. One that is in another one's place since had done nothing.
+    /// Returns the activity of a driver up to that moment. A driver that has taken another one's
+    /// place since had none.
     fn of(&self, handle: &Handle) -> Activity {
         let known = self.drivers.iter().find(|(known, _)| core::ptr::eq(known.as_ptr(), Arc::as_ptr(handle)));
         known.map(|(_, activity)| *activity).unwrap_or_default()
     }
 
-    /// Returns what the drivers have done since.
+    /// Returns the rates of the drivers' activity since that moment.
     pub fn rates(&self) -> event::Event<'static> {
         let ticks = time::tsc().saturating_sub(self.at).max(1);
         let seconds = time::nanoseconds(ticks) as f64 / 1e9;
@@ -99,7 +100,7 @@ pub async fn top(mut arguments: Arguments<'_>) -> Outcome {
     let mut before = Snapshot::take();
     let mut next = Instant::now();
     for _ in 0..count {
-        // After a stall there is one table, and not those that were missed.
+        // After a stall there is one table, and the missed tables are left out.
         next = (next + Duration::from_secs(seconds)).max(Instant::now());
         let is_ended = match is_for_person {
             true => matches!(select(Timer::at(next), quit()).await, Either::Second(())),
@@ -130,7 +131,8 @@ async fn quit() {
     poll_fn(|context| {
         console::wake_on_input(context.waker());
         while let Some(byte) = console::read_byte() {
-            // Ctrl-C and Ctrl-D also end it. Esc begins what a terminal says of itself.
+            // Ctrl-C and Ctrl-D also end it. Esc does not: it begins a terminal's reports of
+            // itself.
             if matches!(byte, b'q' | b'Q' | 3 | 4) {
                 return Poll::Ready(());
             }

@@ -1,4 +1,4 @@
-//! `trace` and `stats`: what goes across a driver's boundary, and how long it takes.
+//! `trace` and `stats`: the events at a driver's boundary, and how long they take.
 
 use super::{Outcome, commands, said};
 use crate::streams;
@@ -84,7 +84,7 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
     let wish = Wish { watched, times: counts, ..Wish::default() };
     let Tracing(trace) = &Tracing(trace::begin(name, &wish).map_err(said)?);
     let outcome = Box::pin(commands::run(command)).await;
-    // What is shown is not traced.
+    // The output of the trace is not traced.
     trace::end(name);
     match counts {
         true => print_counts(&trace.kept()),
@@ -156,7 +156,7 @@ pub async fn stats(mut arguments: Arguments<'_>) -> Outcome {
     outcome
 }
 
-/// Returns the kind and the name of what took time.
+/// Returns the kind and the name of a timed event.
 fn name_of(kept: &Kept, what: Timed) -> (&'static str, &'static str) {
     match what {
         Timed::Upcall(operation) => ("upcall", upcall::name(operation)),
@@ -263,7 +263,8 @@ fn find_register(word: &str, domain: &Domain) -> Result<Extent, String> {
     is_memory.then_some(extent).ok_or(format!("{name} is a port, which the CPU does not watch"))
 }
 
-/// Returns whether two events are shown as one that came twice: calls, and accesses to a register.
+/// Returns whether two events are shown as one repeated event: equal calls, or accesses to a
+/// register by the same instruction.
 fn is_repeated(one: &Event, other: &Event) -> bool {
     match (one.what, other.what) {
         (What::Call(one, ..), What::Call(other, ..)) => one == other,
@@ -294,7 +295,7 @@ fn show(trace: &Trace, register: Option<&str>) -> Outcome {
         println!("{:>10}  {} earlier events were not kept", "", kept.record.lost());
     }
     let events: Vec<Event> = kept.record.after(0).copied().collect();
-    // When the driver was given what it still has, by number.
+    // When the driver was given the frames or requests that it still has, by number.
     let mut given = BTreeMap::new();
     for same in events.chunk_by(is_repeated) {
         let mut took = None;
@@ -312,7 +313,7 @@ fn show(trace: &Trace, register: Option<&str>) -> Outcome {
 }
 
 /// Prints an event and when it was, in microseconds, or several that are the same and when the
-/// first one was. `took` is the time that the driver had what it gives back.
+/// first one was. `took` is the time that the driver had the frame or request that it gives back.
 fn print(trace: &Trace, kept: &Kept, register: Option<&str>, same: &[Event], took: Option<u64>) {
     let Some(event) = same.first() else { return };
     let at_us = time::nanoseconds(event.at) / 1000;

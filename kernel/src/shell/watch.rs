@@ -22,7 +22,7 @@ use ringfence_core::command_line;
 const EVENTS: usize = 8192;
 /// How often new events are shown, in milliseconds.
 const SHOW_MS: u64 = 100;
-/// How long a script watches that does not say what to run meanwhile, in seconds.
+/// How long a script watches if it gives no command to run meanwhile, in seconds.
 const SHORT: u64 = 1;
 
 /// A watch, which ends when this is dropped.
@@ -74,7 +74,7 @@ pub async fn watch(mut arguments: Arguments<'_>) -> Outcome {
     match module::find(name) {
         Ok(handle) => {
             check(&handle.lock(), &registers)?;
-            // What watches registers knows paged domains.
+            // The watch of registers knows paged domains only.
             let done = as_paged(&handle).await?;
             done.iter().for_each(|done| println!("{done}"));
         }

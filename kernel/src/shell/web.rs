@@ -29,7 +29,7 @@ type Changed = Watch<CriticalSectionRawMutex, u16, WAITING>;
 /// The port that the page is served at; 0 if it is off.
 static SERVED: AtomicU16 = AtomicU16::new(0);
 static CHANGED: Changed = Watch::new();
-/// What a request must have to do something; without one, nothing can be done.
+/// The token that a request must have to do something; if there is none, nothing can be done.
 static TOKEN: Mutex<Option<String>> = Mutex::new(None);
 
 /// Turns the page on at `port`, or off if that is 0. `token` allows requests to do something.
@@ -44,7 +44,7 @@ pub fn served() -> Option<u16> {
     Some(SERVED.load(Ordering::Relaxed)).filter(|port| *port > 0)
 }
 
-/// Returns what waits until the page is turned on or off, for one of [`WAITING`] tasks.
+/// Returns a receiver that waits until the page is turned on or off, for one of [`WAITING`] tasks.
 pub fn changes() -> Option<Receiver<'static, CriticalSectionRawMutex, u16, WAITING>> {
     CHANGED.receiver()
 }
@@ -198,7 +198,7 @@ pub async fn get(mut arguments: Arguments<'_>) -> Outcome {
     Ok(())
 }
 
-/// Fetches what is at a URL. Asks in HTTP/1.0, so that the answer comes as it is, and ends.
+/// Fetches the resource at a URL. Asks in HTTP/1.0, so that the answer comes as it is, and ends.
 async fn fetch(url: &Url<'_>) -> Result<Vec<u8>, String> {
     let Url { host, port, path } = url;
     let address = match host.parse() {

@@ -121,7 +121,7 @@ fn at(does: &str, lies_there: &str) -> String {
     )
 }
 
-/// Returns reads and writes of everything that does not belong to the device.
+/// Returns a read and a write of each place that does not belong to the device.
 pub fn places() -> Vec<Attack> {
     let each = |(name, lies_there): &(&str, &str), beside: &'static str| {
         [(format!("read %{name}"), "reading"), (format!("write %{name} 1"), "writing")]

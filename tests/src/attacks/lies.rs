@@ -30,7 +30,7 @@ const REFUSED: &[(&str, u64)] = &[
     ("dma-again", 1),
 ];
 
-/// Returns the requests of `rogue-nic` for what belongs to others.
+/// Returns the commands of `rogue-nic` that a service answers with a refusal or an amount.
 pub fn refused() -> Vec<Attack> {
     REFUSED.iter().map(|(verb, answer)| Attack::answer("rogue-nic", *verb, Some(*answer))).collect()
 }

@@ -1,5 +1,5 @@
-//! Attacks on the CPU and on memory, by `rogue`, the driver that tries everything that ring 1 must
-//! not be able to do.
+//! Attacks on the CPU and on memory, by `rogue`, the driver that tries every action that must be
+//! impossible in ring 1.
 
 use super::Attack;
 use ringfence_abi::service::SERVICES;
@@ -39,7 +39,7 @@ const OTHER_PLACES: &[(&str, &str)] = &[
     ("0x200000430000", "unmapped"),
 ];
 
-/// Returns every kind of access to everything that is not the driver's.
+/// Returns the forbidden kinds of access to each place that is not the driver's.
 pub fn memory() -> Vec<Attack> {
     let mut attacks = Vec::new();
     let mut add = |verb: &str, place: &str, what: &str| {

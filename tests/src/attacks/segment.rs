@@ -1,5 +1,5 @@
-//! Attacks of 32-bit code on what keeps a segmented domain in (`drivers/rogue-segment`), which is
-//! in slot 2.
+//! Attacks of 32-bit code on the confinement of its segmented domain (`drivers/rogue-segment`),
+//! which is in slot 2.
 
 use super::{Attack, Expected};
 
@@ -53,8 +53,8 @@ const FAULTS: &[(&str, &str)] = &[
     ("call-of-a-task", "#GP general protection on entry 3 of the GDT, in command"),
     ("call-of-a-gate-not-granted", "#NP segment not present on the gate of rf_dma_alloc, in command"),
     ("nested-task", GP),
-    // Each address is cut off to 32 bits, so that the kernel has no name; what is cut off is the
-    // driver's own.
+    // Each address is cut off to 32 bits, so that the kernel has no name; the remaining address is
+    // the driver's own.
     ("read 0", "#PF reading 0x18000000000 (own slot, unmapped), in command"),
     ("read 40000000", "#PF reading 0x18040000000 (own slot, unmapped), in command"),
     ("read c0000000", "#PF reading 0x180c0000000 (own slot, unmapped), in command"),
@@ -83,7 +83,7 @@ const FAULTS: &[(&str, &str)] = &[
     ("spin", "took longer than 100 ms, in command"),
 ];
 
-/// What Bochs says where it differs: command, fault, and reason.
+/// The faults that differ under Bochs: command, fault, and reason.
 pub const BOCHS: &[(&str, &str, &str)] =
     &[("virtual-8086", KERNEL_CODE, NO_SUCH_MODE), ("virtual-8086-data", KERNEL_CODE, NO_SUCH_MODE)];
 

@@ -68,8 +68,8 @@ const INSTRUCTIONS: [(&str, &str, Option<u64>, f64); 17] = [
     ("scsi/read4k/depth32", "segmented", Some(32), 1958.0),
 ];
 
-/// A change that makes an operation longer by more than 3 % is noticed here. One that makes it
-/// shorter by as much asks for a new count in the table, which would otherwise let it grow again.
+/// A change that makes an operation longer by more than 3 % is noticed here. A change that makes it
+/// shorter by as much asks for a new count in the table, as the old count would let it grow again.
 /// The fastest sample is compared, and no smaller batch of reads: a guest that waits for the disk
 /// of a busy host takes interrupts of its clock meanwhile.
 #[test]

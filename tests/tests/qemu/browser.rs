@@ -9,7 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tungstenite::{Message, WebSocket, client};
 
-/// The longest wait for the browser, and for what a page is to become.
+/// The longest wait for an answer of the browser. Waits for a state of the page end 10 s earlier.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A browser with one page.
@@ -42,7 +42,7 @@ impl Browser {
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
         let said = lines.find_map(|line| line.strip_prefix("DevTools listening on ").map(String::from));
         let address = said.expect("Chromium says where it listens");
-        // It stops when nobody reads what it says.
+        // Chromium stops when nobody reads its output.
         std::thread::spawn(move || lines.for_each(drop));
         let host = address.strip_prefix("ws://").and_then(|rest| rest.split('/').next()).unwrap();
         let stream = TcpStream::connect(host).unwrap();

@@ -1,6 +1,6 @@
-//! Broken drivers, made from good ones by changing one instruction at a time. Whatever happens to
-//! them in ring 1, the kernel is unchanged and the service comes back. `cargo run -- campaign`
-//! tries more changes.
+//! Broken drivers, made from good ones by changing one instruction at a time. In ring 1, none of
+//! them changes the kernel, and the service comes back each time. `cargo run -- campaign` tries
+//! more changes.
 
 use ringfence::campaign::report::{self, KERNEL_DEATH};
 use ringfence::campaign::{self, Options, Outcome};

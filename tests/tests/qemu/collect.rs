@@ -83,7 +83,7 @@ fn tracks(bytes: &[u8]) -> BTreeMap<String, Vec<(u64, TrackEvent)>> {
     tracks
 }
 
-/// What people's own tools make of the files: frames, commands and the end of a driver.
+/// Other people's tools open the files, and show frames, commands and the end of a driver.
 #[test]
 fn perfetto_and_wireshark_open_what_is_collected() {
     let folder = tempfile::tempdir().unwrap();
@@ -183,7 +183,7 @@ fn events_come_as_json() {
     assert!(child.wait().unwrap().success());
 }
 
-/// What a person saves in the shell is a file for Perfetto.
+/// A trace that a person saves in the shell is a file for Perfetto.
 #[test]
 fn a_saved_trace_is_a_file() {
     let path = ringfence::trace::saved_folder().join("null.pftrace");
@@ -231,7 +231,7 @@ fn a_program_that_is_gone_is_forgotten() {
     assert!(outcome(&mut running, "trace template help").is_some());
     until("the trace ends", || outcome(&mut running, "trace template help").is_none().then_some(()));
     assert!(began.elapsed() >= Duration::from_secs(TRACE_SECONDS) - Duration::from_secs(1));
-    // Whoever has not asked cannot end one.
+    // A program cannot end a trace that has ended already.
     let mut session = Session::connect(&running.session()).unwrap();
     let end = What::EndTrace { driver: "template".into() };
     let why = "template is not traced for a program".to_string();

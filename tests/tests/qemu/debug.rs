@@ -250,8 +250,8 @@ fn a_filesystem_stands_under_open_files() {
     assert!(image.get("copy").unwrap() == content);
 }
 
-/// What gdb has changed is gone when it dies: a driver that stands goes on with the registers that
-/// it had, and meets no breakpoint any more.
+/// Gdb's breakpoints and its changes of registers are gone when it dies: a driver that stands goes
+/// on with the registers that it had, and meets no breakpoint any more.
 #[test]
 fn nothing_stays_of_a_debugger_that_dies() {
     let mut machine = machine("");
@@ -323,7 +323,7 @@ fn a_driver_can_stand_in_its_exit() {
     leave(running);
 }
 
-/// A driver whose registers are watched can be debugged: both see what they are to see.
+/// A driver whose registers are watched can be debugged: neither tool disturbs the other.
 #[test]
 fn a_driver_is_watched_and_debugged_at_once() {
     let mut running = at_prompt(machine(""));

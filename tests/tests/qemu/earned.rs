@@ -1,5 +1,5 @@
 //! Ring 0 is for modules that have earned it: by a signature, by a record, by a report, or by
-//! force; and what one loses it by.
+//! force. Other tests show how a module loses it.
 
 use crate::network::{echoing, free_port, pattern, read, serving};
 use ringfence::images::Fat;
@@ -23,7 +23,7 @@ fn key(number: u8) -> SecretKey {
     SecretKey::from_seed([number; 32])
 }
 
-/// What a machine is told in its ramdisk: a folder with the files that are given.
+/// The `etc` files of a machine's ramdisk, and a folder that has them.
 struct Told {
     folder: TempDir,
     files: Vec<(String, PathBuf)>,
@@ -225,7 +225,7 @@ fn force_admits_where_the_policy_takes_it() {
     assert_eq!(refused(&run), ["rogue stays in ring 1: it is not signed; or the policy takes no --force"]);
 }
 
-/// A driver whose code was changed in memory is not what its file says.
+/// A driver whose code was changed in memory does not match its file any more.
 #[test]
 fn what_was_changed_in_memory_has_no_claim() {
     let told = Told::new(BY_SIGNATURE);
@@ -386,7 +386,7 @@ fn drivers_move_under_load_and_nothing_is_lost() {
     assert!(text.faults("virtio-scsi").is_empty(), "{text}");
 }
 
-/// Runs the runner; returns its status and what it has printed.
+/// Runs the runner; returns its status and its output.
 fn run(folder: &std::path::Path, arguments: &[&str]) -> (i32, String) {
     let output = std::process::Command::new(ringfence_tests::runner())
         .current_dir(folder)

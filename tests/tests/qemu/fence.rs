@@ -124,8 +124,8 @@ fn devices_behind_a_port_have_fences_of_their_own() {
     assert_eq!(text.matches("fenced: it reaches what its driver was given for it").count(), 2, "{text}");
 }
 
-/// A card that is plugged in while the machine runs belongs to no driver. It reaches nothing,
-/// whatever orders it gets, and the kernel logs the attempt once.
+/// A card that is plugged in while the machine runs belongs to no driver. It reaches nothing, no
+/// matter which orders it gets, and the kernel logs the attempt once.
 #[test]
 fn a_card_that_is_plugged_in_reaches_nothing() {
     const CONFIG: u64 = 0xb000_0000;
@@ -309,11 +309,11 @@ fn a_change_of_rings_takes_no_fence_down() {
     }
 }
 
-/// A device whose driver has gone reaches nothing, whatever it was told before. The next driver
-/// finds it reset.
+/// A device whose driver has gone reaches nothing, no matter which orders it had before. The next
+/// driver finds it reset.
 #[test]
 fn a_device_whose_driver_was_unloaded_reaches_nothing() {
-    // Between two commands QEMU 10's device goes on with whatever it still has to do.
+    // Between two commands QEMU 10's device goes on with its unfinished work.
     let script = "integrity; insmod rogue-lsi; tell rogue-lsi own; rmmod rogue-lsi; insmod rogue-lsi; \
                   tell rogue-lsi read-before-dma %kernel-text; sleep 3; tell rogue-lsi own; integrity";
     let text = boot_well(&with_lsi(script, "-device lsi53c895a"));

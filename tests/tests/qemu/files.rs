@@ -179,8 +179,8 @@ fn one_has_a_disk_and_its_files() {
     assert!(image.get("small").unwrap() == after);
 }
 
-/// What was read is kept, whatever becomes of the disk's driver. What was reported written and is
-/// not, the next `sync` tells of.
+/// Data that was read is kept, even if the disk's driver ends. If data that was reported as written
+/// is not on the disk, the next `sync` says so.
 #[test]
 fn the_kernel_keeps_blocks_of_a_filesystem() {
     let directory = TempDir::new().unwrap();
@@ -195,7 +195,7 @@ fn the_kernel_keeps_blocks_of_a_filesystem() {
     assert_as_after_a_power_cut(&image);
 }
 
-/// What is kept of disks makes room for what is needed.
+/// The kernel frees cached blocks of disks if the memory is needed.
 #[test]
 fn the_kernel_gives_up_blocks_for_other_things() {
     let directory = TempDir::new().unwrap();
@@ -234,7 +234,7 @@ fn a_disk_that_is_written_to_is_not_mounted() {
     assert_clean(&image);
 }
 
-/// The end of the machine writes what a `umount` would have written.
+/// The end of the machine writes the data that a `umount` would have written.
 #[test]
 fn the_end_of_the_machine_writes_all() {
     let directory = TempDir::new().unwrap();
@@ -277,8 +277,8 @@ fn a_filesystem_can_go_away() {
     assert_eq!(reasons[3], "/mnt/big: the disk failed");
 }
 
-/// Reads what the host's tools have put into an ext filesystem, in both rings and over a restart,
-/// and leaves every byte of it as it is.
+/// Reads the files that the host's tools have put into an ext filesystem, in both rings and over a
+/// restart, and leaves every byte of the filesystem as it is.
 fn ext_agrees_with_the_hosts_tools(kind: &str) {
     let directory = TempDir::new().unwrap();
     let content = directory.path().join("content");
@@ -496,7 +496,7 @@ fn commands_use_files() {
     assert_clean(&image);
 }
 
-/// What `save` writes is in force after the next boot; what is wrong there is named, and stops
+/// Settings that `save` writes are in force after the next boot; an error there is named, and stops
 /// nothing.
 #[test]
 fn settings_are_there_after_a_boot() {
@@ -553,7 +553,8 @@ fn settings_are_there_after_a_boot() {
     assert_says(&boot_well(&boot("limits restarts")), "/etc: disk0 has no filesystem that is known; -t names one of");
 }
 
-/// A driver that lies about its files is ended for what cannot be, and everything else has an end.
+/// A driver that lies about its files is ended for an impossible answer, and every command has an
+/// end.
 #[test]
 fn a_hostile_filesystem_harms_nobody() {
     let directory = TempDir::new().unwrap();
@@ -574,7 +575,7 @@ fn a_hostile_filesystem_harms_nobody() {
         let fails = if lie == "status" { "" } else { "fails " };
         script += &format!("tell rogue-fs {lie}; {fails}{command}; ls /m; ");
     }
-    // What it says of itself is held against it, and so is what it was told.
+    // A driver that says that it only reads, or was told to, cannot write to its disk.
     script += "fails tell rogue-fs write; rmmod rogue-fs; insmod rogue-fs claims=off ro=yes; fails tell rogue-fs write; \
                rmmod rogue-fs; mount disk0 /m -t rogue-fs; fails du /m; tell rogue-fs dots; ls /m; fails du /m; tell rogue-fs huge; mute ls /m; fails du /m; tell rogue-fs names; ls /m; fails rm -r /m; tell rogue-fs none; integrity; umount /m; mem";
     let text = boot_well(&with_image(&script, image.path().unwrap()));

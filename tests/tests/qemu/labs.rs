@@ -5,7 +5,7 @@ use ringfence_tests::runner;
 use std::path::Path;
 use std::process::Command;
 
-/// Runs `lab` in the project's folder. Returns whether it passes, and what it says.
+/// Runs `lab` in the project's folder. Returns whether it passes, and its output.
 fn lab(arguments: &[&str]) -> (bool, String) {
     let mut lab = Command::new(runner());
     // Lets cargo build the folder's package where other packages are built.

@@ -756,8 +756,7 @@ fn commands_and_answers_are_names_and_text() {
     assert_eq!(text.matches("names: 4032 more lines are not shown").count(), 2, "{text}");
 }
 
-/// The counters of a network driver are shown, and kept for its successor, whatever their values
-/// are.
+/// The counters of a network driver are shown, with any values, and kept for its successor.
 #[test]
 fn what_a_network_driver_counts_is_shown() {
     const SOURCE: &str = r#"
@@ -789,7 +788,8 @@ fn what_a_network_driver_counts_is_shown() {
     assert_says(&text, "counts says: 2 missed, 6 damaged, 18446744073709551615 not sent");
 }
 
-/// What an author forgets most easily is said where it shows, and not as a number only.
+/// The steps that an author forgets most easily are named where they are missed, and not as a
+/// number only.
 #[test]
 fn forgotten_steps_are_named() {
     const SOURCE: &str = r#"
@@ -860,7 +860,7 @@ fn a_driver_in_c_has_queues_and_checksums() {
     let mut machine = bare("insmod checks; ip addr add 10.7.0.2/24 dev eth0; sleep 50; ip");
     machine.contents.modules.push(ringfence::build::module_in_c(&source).unwrap().packed);
     let text = boot_well(&machine);
-    // What the kernel asks DHCP for goes out of either queue.
+    // The kernel's DHCP requests go out of either queue.
     let queues = text.lines().find_map(|line| line.trim().strip_prefix("queues ")).expect("the queues are shown");
     let received: Vec<&str> = queues.split("; ").filter_map(|queue| queue.split(", ").nth(1)).collect();
     assert_eq!(received, ["0 in", "1 in"], "{text}");

@@ -322,7 +322,7 @@ fn connections_share_the_queues_of_a_card() {
     assert_says(&text, "the card completes and checks checksums");
     let queues = text.lines().find_map(|line| line.trim().strip_prefix("queues ")).expect("the queues are shown");
     let counts: Vec<u64> = queues.split([' ', ';', ':', ',']).filter_map(|word| word.parse().ok()).collect();
-    // The number of a queue, the frames that it has sent, and those that it has received.
+    // The number of a queue, and the numbers of frames that it has sent and received.
     let (queues, []) = counts.as_chunks::<3>() else { panic!("{queues}") };
     assert_eq!(queues.iter().map(|[queue, ..]| *queue).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert!(queues.iter().all(|[_, sent, _]| *sent > 100), "{queues:?}");

@@ -177,7 +177,7 @@ fn the_page_is_turned_on_and_off() {
     leave(running);
 }
 
-/// What a person sees and does, in both widths.
+/// The page as a person sees and uses it, in both widths.
 #[test]
 fn a_person_breaks_promotes_and_reads() {
     let (running, port) = serving();
@@ -248,7 +248,7 @@ fn the_page_works_without_a_mouse_and_for_a_screen_reader() {
     leave(running);
 }
 
-/// Without the token the page shows everything, and its buttons say what they lack.
+/// Without the token the page shows everything. Its buttons are disabled, and a note says why.
 #[test]
 fn without_the_token_the_page_only_shows() {
     let (running, port) = serving();

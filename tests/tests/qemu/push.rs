@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 
-/// Returns a module in C: its answers to commands are the version and what `body` does before.
+/// Returns a module in C. It runs `body` in each upcall, and its answer to a command is its version
+/// plus 100 times its parameter `size`.
 pub fn answering(name: &str, version: u32, body: &str) -> Vec<u8> {
     let source = format!(
         r#"#include <ringfence.h>
@@ -68,7 +69,7 @@ fn source_line(source: &str, part: &str) -> usize {
     source.lines().position(|line| line.contains(part)).unwrap() + 1
 }
 
-/// Pushes a module; returns what the kernel has done, or the reason why it has not.
+/// Pushes a module; returns the kernel's description of the result, or the reason for a failure.
 pub fn push(running: &Running, name: &str, bytes: &[u8]) -> Result<String, String> {
     let mut session = Session::connect(&running.session()).unwrap();
     session.push(name, bytes, None, &[], false, |_| ()).unwrap()
@@ -100,8 +101,8 @@ pub fn undone(running: &mut Running, wanted: &str) -> String {
         .unwrap()
 }
 
-/// A new module is loaded, a second build takes the first one's place with its parameters, and is
-/// what `insmod` loads from then on.
+/// A new module is loaded. A second build takes the first one's place with its parameters, and
+/// `insmod` loads that build from then on.
 #[test]
 fn a_push_loads_a_module_or_replaces_it() {
     let mut running = at_prompt(bare(""));
@@ -138,7 +139,7 @@ fn echo(stream: &mut TcpStream, count: usize) {
     assert!(came == data, "the echo differs");
 }
 
-/// One connection lives through builds in two languages, a build that refuses to start, and one
+/// One connection lives through builds in two languages, a build that refuses to start, and a build
 /// that faults as soon as it serves. The last two are undone, with their reasons.
 #[test]
 fn a_connection_outlives_good_and_bad_builds() {
@@ -176,7 +177,7 @@ fn a_connection_outlives_good_and_bad_builds() {
     echo(&mut stream, 100_000);
     assert_says(&undone(&mut running, "rtl8139"), "#PF writing 0x10");
     echo(&mut stream, 100_000);
-    // What was undone is not loaded again, and a later fault restarts the good build.
+    // A build that was undone is not loaded again, and a later fault restarts the good build.
     run_well(&mut running, "reload rtl8139");
     echo(&mut stream, 100_000);
     run_well(&mut running, "kill rtl8139");
@@ -207,8 +208,8 @@ fn disks_and_their_commands_outlive_reloads() {
     }
 }
 
-/// A fault in the time of probation brings the build before back, whatever the policy is. After
-/// that time, the policy decides. A driver that a person kills has not failed its probation.
+/// A fault in the time of probation brings the build before back, under any policy. After that
+/// time, the policy decides. A driver that a person kills has not failed its probation.
 #[test]
 fn a_build_that_faults_soon_is_undone() {
     let faulty = |version| {
@@ -272,9 +273,10 @@ fn a_new_build_starts_in_ring_1() {
     leave(running);
 }
 
-/// A driver that saves its state has it after a reload, and after one that is undone. A build that
-/// refuses the state, or says nonsense about its own, starts afresh; one that faults over it is
-/// undone. After a fault there is no state.
+/// A driver that saves its state has it after a reload, and after a reload that is undone. A build
+/// that refuses the state starts afresh, and so does the successor of a build that says nonsense
+/// about its own state. A build that faults over the state is undone. After a fault there is no
+/// state.
 #[test]
 fn a_state_outlives_a_reload() {
     let keeps = |version, more: &str| {
@@ -336,8 +338,8 @@ fn the_sample_keeps_its_rounds() {
     leave(running);
 }
 
-/// What cannot take a driver's place is refused before the driver is touched, with the reason, and
-/// no file is kept.
+/// A build that cannot take a driver's place is refused before the driver is touched, with the
+/// reason, and no file is kept.
 #[test]
 fn what_does_not_fit_is_refused_and_nothing_changes() {
     let mut machine = machine("");
@@ -373,14 +375,14 @@ fn what_does_not_fit_is_refused_and_nothing_changes() {
     let insmod = outcome(&mut running, "insmod e1000").unwrap();
     let hint = "no free device that it drives, as e1000 has it; 'reload e1000 e1000' replaces that";
     assert_eq!(insmod, format!("e1000: {hint}"));
-    // The driver is the one that was loaded at boot, and so is its file.
+    // The driver and its file are still those of the boot.
     run_well(&mut running, "reload e1000");
     run_well(&mut running, "ping 10.0.2.2 -c 1 -W 5000");
     leave(running);
 }
 
-/// Whoever sends garbage, too much, or the same again, gets answers to what can be answered, and
-/// loads nothing twice.
+/// A sender of garbage, of too much, or of the same again gets answers to all requests that can be
+/// answered, and loads nothing twice.
 #[test]
 fn a_hostile_sender_harms_nobody() {
     let mut running = at_prompt(bare(""));
@@ -444,8 +446,8 @@ fn a_request_that_comes_twice_is_carried_out_once() {
     let mut load_twice = || send_twice(1000, What::Load { file: 1, parameters: Vec::new(), stops: false });
     load_twice();
     let (mut answers, mut loaded) = (Vec::new(), 0);
-    // The second has no answer of its own if it comes while the first is carried out. All that come
-    // later have one.
+    // The second request has no answer of its own if it comes while the first is carried out. All
+    // later requests have one.
     while answers.len() < 3 {
         match session.hear(TIME_LIMIT).unwrap().and_then(Heard::event).expect("an answer") {
             Event::Answered { id: 1000, result } => {
@@ -466,7 +468,7 @@ fn a_request_that_comes_twice_is_carried_out_once() {
     leave(running);
 }
 
-/// The command, as a person uses it: which system, which module, and what came of it.
+/// The command, as a person uses it: the system, the module, and the outcome.
 #[test]
 fn the_command_finds_the_system_and_says_what_happened() {
     let push = |arguments: &[&str]| {
@@ -499,8 +501,8 @@ fn the_command_finds_the_system_and_says_what_happened() {
     leave(running);
 }
 
-/// What `new` makes builds, loads, passes its test and the linters, and is formatted, in and
-/// outside of the project's folder of drivers.
+/// A driver that `new` makes outside of the project's folder of drivers builds, loads, passes its
+/// test and the linters, and is formatted.
 #[test]
 fn a_new_driver_of_each_kind_builds_loads_and_has_a_test() {
     system();
@@ -566,7 +568,7 @@ fn a_new_driver_of_each_kind_builds_loads_and_has_a_test() {
 }
 
 /// `dev` pushes at each save, and shows the compiler's errors, the driver's log, its faults with
-/// their source lines, and what becomes of them.
+/// their source lines, and the reloads that they undo.
 #[test]
 fn each_save_is_pushed_and_what_comes_of_it_is_shown() {
     let path = ringfence::project().join("drivers/hello-c/hello-c.c");

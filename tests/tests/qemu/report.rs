@@ -64,7 +64,7 @@ fn a_report_of_a_gate_has_the_registers() {
     assert_eq!(without_rip, expected[3]);
 }
 
-/// The report lists everything that a driver had of its device.
+/// The report lists all resources of its device that a driver had.
 #[test]
 fn a_report_says_what_was_held() {
     let mut machine = machine("insmod rogue-nic; tell rogue-nic interrupt; tell rogue-nic other-ports");

@@ -102,9 +102,9 @@ fn the_same_attacks_fail_under_bochs() {
     carry_out(&attacks, true, |script| under_bochs(&format!("limits command-ms 300; {script}"))).assert(&attacks);
 }
 
-/// Under QEMU 7.2's TCG, a driver that loads a null selector into SS becomes ring 0, whatever the
-/// kernel does. So the kernel loads no module that could do this, and puts none in a driver's
-/// place. This test will fail when a QEMU no longer behaves like this.
+/// Under QEMU 7.2's TCG, a driver that loads a null selector into SS becomes ring 0, and the kernel
+/// cannot prevent that. So the kernel loads no module that could do this, and puts none in a
+/// driver's place. This test will fail when a QEMU no longer behaves like this.
 #[test]
 fn what_qemu_would_take_for_ring_0_is_not_loaded() {
     let script = "insmod rogue-ss; insmod null; trial null 1000:8ed0 0 1 help | help | help; limits ss-loads 10; limits seg-loads 10; \

@@ -16,8 +16,8 @@ fn nothing_is_lost_while_drivers_are_ended() {
     assert!(summary.ends.crashes >= 5 && summary.stream_bytes > 1 << 20 && summary.disk_bytes > 8 << 20, "{summary:?}");
 }
 
-/// The host's own tools find nothing after crashes that they do not find after power cuts, and what
-/// was reported written is there.
+/// After crashes, the host's own tools find only errors that they find after power cuts as well,
+/// and data that was reported as written is there.
 #[test]
 fn no_file_is_lost_while_drivers_are_ended() {
     let summary = soak::files::run(system(), &options(), 2).unwrap();

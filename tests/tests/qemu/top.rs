@@ -1,9 +1,9 @@
-//! `top`: what the drivers do.
+//! `top`: the activity of the drivers.
 
 use ringfence_link::event::{Activity, Event};
 use ringfence_tests::{assert_says, at_prompt, bare, boot_badly, leave, machine, run_well};
 
-/// Returns what each `top` told of its drivers, and the time that it was about in microseconds.
+/// Returns the interval of each table of `top` in microseconds, and the table's drivers.
 fn tables<'a>(events: &'a [Event<'static>]) -> Vec<(u64, &'a [Activity<'static>])> {
     let table = |event: &'a Event<'static>| match event {
         Event::Activity { interval_us, drivers, idle_percent } if (0.0..=100.0).contains(idle_percent) => {
@@ -14,7 +14,7 @@ fn tables<'a>(events: &'a [Event<'static>]) -> Vec<(u64, &'a [Activity<'static>]
     events.iter().filter_map(table).collect()
 }
 
-/// The rates are those of the time between two tables, whatever happened before.
+/// The rates are those of the time between two tables, and no earlier work counts.
 #[test]
 fn the_rates_are_those_of_the_last_moment() {
     let mut machine = machine(
@@ -32,7 +32,7 @@ fn the_rates_are_those_of_the_last_moment() {
         drivers.iter().find(|driver| driver.name == "virtio-scsi").unwrap()
     };
     let count = |rate: f64, table: usize| (rate * tables[table].0 as f64 / 1e6).round() as u64;
-    // What came before the table is not in it.
+    // Reads before the table are not in it.
     assert_eq!(count(scsi(0).operations, 0), 0, "{text}");
     // On a busy host, some of the reads are in the next table.
     let both = |of: fn(&Activity) -> f64| count(of(scsi(1)), 1) + count(of(scsi(2)), 2);

@@ -25,7 +25,8 @@ fn a_trace_shows_upcalls_and_calls_in_both_rings() {
     }
 }
 
-/// From the first upcall on, until it is turned off; what it has kept can be shown after that.
+/// A trace goes on from the first upcall until it is turned off. Its events can be shown after
+/// that.
 #[test]
 fn a_trace_goes_on_until_it_is_turned_off() {
     let run = boot_badly(
@@ -56,7 +57,7 @@ fn a_trace_goes_on_until_it_is_turned_off() {
     }
 }
 
-/// A module that does not start is shown what it did.
+/// The trace of a driver that does not start can be shown.
 #[test]
 fn the_trace_of_a_driver_that_does_not_start_is_there() {
     let script = "insmod e1000 --trace; insmod e1000 --trace; trace e1000 show; trace e1000 off";
@@ -67,7 +68,7 @@ fn the_trace_of_a_driver_that_does_not_start_is_there() {
     assert_says(&text, "error: e1000 is not traced");
 }
 
-/// Frames and requests have numbers, and words for what is in them.
+/// Frames and requests have numbers, and their contents are shown in words.
 #[test]
 fn a_trace_shows_what_is_passed() {
     let mut machine =
@@ -239,11 +240,11 @@ fn the_stack_of_a_trusted_driver_can_be_watched() {
     assert_says(&text, "template: 8 (0x8)");
 }
 
-/// Whatever a driver does, a trace keeps only the last events, and takes no memory for others.
+/// Even if a driver floods it, a trace keeps only the last events, and takes no memory for others.
 #[test]
 fn a_driver_that_floods_a_trace_takes_no_more_than_its_share() {
     let attack = format!("insmod rogue; trace rogue tell rogue gate-flood; rmmod rogue; {HEALTH}");
-    // The kernel keeps what stays of the last four drivers that were ended, for core files.
+    // The kernel keeps the remains of the last four drivers that were ended, for core files.
     const TIMES: usize = 6;
     let script = vec![attack; TIMES].join("; ");
     let run = boot_badly(&bare(&format!("insmod template; tell template x; {script}")), TIMES);

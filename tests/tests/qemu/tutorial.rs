@@ -72,7 +72,7 @@ fn the_tutorial_is_as_it_is_written() {
     let document = std::fs::read_to_string(&path).unwrap();
     let is_blessed = std::env::var_os("RINGFENCE_BLESS").is_some();
     let folder = tempfile::tempdir().unwrap();
-    // What the document keeps beside the project.
+    // The files and folders that the document keeps beside the project.
     let own = format!("{}/", folder.path().display());
     let with_own = |text: &str| {
         ["my-card", "files.img", "big", "copy"]

@@ -107,7 +107,7 @@ fn what_cannot_be_watched_is_said() {
     }
 }
 
-/// Without a command it goes on until Ctrl-C, and shows what comes.
+/// Without a command a watch goes on until Ctrl-C, and shows new accesses.
 #[test]
 fn a_watch_shows_what_comes_until_it_is_ended() {
     let mut running = at_prompt(machine(""));

@@ -7,7 +7,7 @@
 //!
 //! * [`peer`]: the same work by another system
 //! * [`files`]: the filesystems that are measured
-//! * [`model`]: what hardware would take, from what is executed and from published cycles
+//! * [`model`]: the cost on hardware, from the executed instructions and from published cycles
 //! * [`host`]: keeps the host's CPUs awake, so that a guest that waits does not lose time
 //! * [`report`]: the tables, for the terminal and as a page
 
@@ -90,14 +90,14 @@ impl Row {
     }
 }
 
-/// What a benchmark does.
+/// The kind of a benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     /// It measures Ringfence.
     Measure,
     /// It measures Linux beside Ringfence.
     BesideLinux,
-    /// It counts what operations execute, and says what that would take on hardware.
+    /// It counts the instructions that operations execute, and models their cost on hardware.
     Model,
 }
 
@@ -109,7 +109,7 @@ pub struct Options {
     pub name: String,
     /// Whether to print each row as a JSON object.
     pub json: bool,
-    /// What to do.
+    /// The kind of the benchmark.
     pub way: Way,
     /// Folder for a page with tables and charts.
     pub out: Option<PathBuf>,

@@ -1,8 +1,8 @@
-//! `cargo run -- bench --model`: what the rings would cost on hardware, as ranges.
+//! `cargo run -- bench --model`: models the cost of the rings on hardware, as ranges.
 //!
-//! Under TCG a time says nothing about that; what is executed does. QEMU logs the instructions of
-//! an operation. Those that a CPU takes long for are counted, and each has its cycles from
-//! published measurements.
+//! Under TCG a time says nothing about that; the executed instructions do. QEMU logs the
+//! instructions of an operation. Events that a CPU takes long for are counted, and each has its
+//! cycles from published measurements.
 
 use super::Row;
 use crate::build::System;
@@ -14,7 +14,7 @@ use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic, Register};
 use ringfence_abi::manifest::DomainKind;
 use std::fmt::Write;
 
-/// Something that costs more than an instruction.
+/// An event that costs more than an ordinary instruction.
 struct Event {
     /// Its name in rows and tables.
     name: &'static str,
@@ -75,7 +75,7 @@ const EVENTS: [Event; 7] = [
 ];
 /// The row of a write of CR3.
 const CR3: &str = "call/cr3";
-/// The places among them of what is no instruction.
+/// Indices in [`EVENTS`] of the events that are not instructions.
 const INTERRUPTS: usize = 2;
 const INVALIDATIONS: usize = 6;
 /// Cycles of any other instruction: between four in a cycle and one.
@@ -93,7 +93,7 @@ const OPERATIONS: [(&str, u16); 8] = [
     ("scsi/write4k/depth32", 32),
 ];
 
-/// What an operation consists of.
+/// The instructions, events and register accesses of an operation.
 pub struct Operation {
     name: String,
     ring: u8,
@@ -107,8 +107,8 @@ pub struct Operation {
 impl Operation {
     fn of(executed: &Executed, ring: u8) -> Operation {
         let all: u64 = executed.instructions.values().map(|instruction| instruction.times).sum();
-        // The first sample of a row is not in its median: a part of all that was executed is an
-        // operation.
+        // The first sample of a row is not in its median. Each count is scaled by an operation's
+        // share of all executed instructions.
         let each = |count: u64| count as f64 * executed.total / all.max(1) as f64;
         Operation {
             name: executed.name.clone(),
@@ -249,7 +249,7 @@ pub fn text(operations: &[Operation]) -> String {
     out + "\n" + &events(&[])
 }
 
-/// Formats the events: their published cycles, and those that were measured here, if any.
+/// Formats the events: their published cycles, and the cycles that were measured here, if any.
 pub fn events(measured: &[Row]) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "{:<14} {:>10} {:>9}  from", "event", "cycles", "here");

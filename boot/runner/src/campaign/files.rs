@@ -18,7 +18,7 @@ const EXT_KIB: u64 = 2 << 10;
 const BLOCKS: u64 = FAT_KIB * 2;
 /// How many filesystems are kept for the host: it looks at each before as many more are tried.
 const KEPT: u64 = 50;
-/// Length of the file that is copied, and of what is left of a copy, in bytes.
+/// Lengths of the file that is copied, and of the copy after it is cut off, in bytes.
 const FILE_BYTES: usize = 60_001;
 const CUT_BYTES: usize = 30_000;
 
@@ -97,8 +97,9 @@ impl Files {
         Ok(Machine { disks: own.map(Disk::from).into(), ..machine })
     }
 
-    /// Returns what the host's tools find on a filesystem after the trial with this number, but for
-    /// what a power cut leaves as well. A read-only one must be as it was, to the last byte.
+    /// Returns the faults that the host's tools find on a filesystem after the trial with this
+    /// number, without the faults that a power cut leaves as well. A read-only one must be as it
+    /// was, to the last byte.
     pub fn damage(&self, module: &str, number: usize) -> Result<Vec<String>> {
         if module == "ext" {
             let is_same = std::fs::read(&self.ext)? == self.ext_content;

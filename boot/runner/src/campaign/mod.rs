@@ -1,5 +1,5 @@
 //! `cargo run -- campaign`: changes the machine code of drivers, one instruction at a time, and
-//! puts each changed driver to work. Reports what happened to the driver, to the work, and to the
+//! puts each changed driver to work. Reports the effects on the driver, on the work, and on the
 //! kernel.
 //!
 //! The host derives the changes from a seed, at places that the work really executes. The kernel's
@@ -89,8 +89,8 @@ pub struct Outcome {
     /// Whether the changed module sent a frame of length 0, after which QEMU's network takes no
     /// more frames until QEMU is paused. No driver can repair that, so the runner did.
     pub host_stopped: bool,
-    /// What the host's tools found on the filesystem after the work of a filesystem's module, but
-    /// for what a power cut leaves as well.
+    /// Faults that the host's tools found on the filesystem after the work of a filesystem's
+    /// module, without the faults that a power cut leaves as well.
     #[serde(default)]
     pub damage: Vec<String>,
     /// Frames that were written to although they had no owner. If the module was in ring 1, the
@@ -104,7 +104,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Notes what the host's tools found on the filesystem. Work that seemed right was not, then.
+    /// Notes the faults that the host's tools found on the filesystem. If there are any, work that
+    /// seemed right was wrong.
     fn note_damage(&mut self, damage: Vec<String>) {
         if let Some(first) = damage.first()
             && [report::MASKED, report::NOT_ACTIVATED].contains(&self.outcome.as_str())
@@ -261,7 +262,7 @@ fn work(kind: Kind, module: &str, port: u16, number: usize) -> Result<[String; 3
     })
 }
 
-/// Returns a command that puts the build for this kind of domain in the place of the one that is
+/// Returns a command that puts the build for this kind of domain in the place of the build that is
 /// loaded at boot.
 fn reload(driver: &Driver) -> String {
     format!("reload {} --kind {}; ", driver.module, driver.domain)

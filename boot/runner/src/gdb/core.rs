@@ -1,5 +1,5 @@
-//! Core files of drivers that were ended (`faults NUMBER --core FILE`): the runner keeps what the
-//! kernel sends, each with the symbols of its driver, and starts gdb with them.
+//! Core files of drivers that were ended (`faults NUMBER --core FILE`): the runner keeps the files
+//! that the kernel sends, each with the symbols of its driver, and starts gdb with them.
 
 use super::drivers::sources;
 use crate::{output, target};

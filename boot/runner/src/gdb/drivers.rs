@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 /// The settings.
 pub struct Options {
-    /// The driver that gdb looks at first, and the only one that stands when it faults.
+    /// The driver that gdb looks at first. Of all drivers, only this driver stands when it faults.
     pub name: Option<String>,
     /// The system, if several run.
     pub system: Option<String>,
@@ -84,7 +84,7 @@ fn script(folder: &Path, options: &Options) -> Result<Vec<String>> {
         sources(),
         // Other drivers run while one stands, and are to meet their breakpoints.
         "set breakpoint always-inserted on".to_string(),
-        // What is new in a driver that was pushed has another place.
+        // The new code of a driver that was pushed has another place.
         "set breakpoint pending on".to_string(),
         "set remotetimeout 30".to_string(),
         format!("target remote | {pipe}"),
@@ -144,7 +144,7 @@ fn send(session: &mut Session, number: u64, name: Option<&str>, bytes: &[u8]) ->
     Ok(())
 }
 
-/// Writes what the kernel says to gdb.
+/// Writes the kernel's bytes for gdb to standard output.
 fn show(heard: Heard, number: u64) {
     if let Heard::Debugger(session, bytes) = heard
         && session == number

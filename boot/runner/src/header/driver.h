@@ -153,7 +153,7 @@ static inline int rf_ring_take(volatile uint64_t *memory, RfRing *ring, uint64_t
     return 1;
 }
 
-/** Puts an entry. The ring has room for everything that the kernel has lent. */
+/** Puts an entry. The ring has room for all frames or requests that the kernel has lent. */
 static inline void rf_ring_put(volatile uint64_t *memory, RfRing *ring, uint64_t entry)
 {
     RF_BARRIER();

@@ -227,9 +227,9 @@ fn passed(service: &Service) -> Option<(String, String)> {
 }
 
 /// Functions that gcc and clang call by themselves, for example to copy a structure: there is no C
-/// library to provide them. Each file of a module may define them; the linker keeps one copy. Those
-/// that write memory are in assembly, because a compiler could turn the loop in `memcpy` into a
-/// call of `memcpy`.
+/// library to provide them. Each file of a module may define them; the linker keeps one copy. The
+/// functions that write memory are in assembly, because a compiler could turn the loop in `memcpy`
+/// into a call of `memcpy`.
 const MEMORY_FUNCTIONS: &str = r#"
 #define RF_FOR_THE_COMPILER __attribute__((weak, visibility("hidden"), unused))
 

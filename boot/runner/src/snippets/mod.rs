@@ -113,7 +113,7 @@ fn progress(count: usize, of: usize, start: Instant) {
 }
 
 /// Runs `batch` in one boot. Returns the number of finished snippets: all, or the snippets up to
-/// and including the one that ended the machine.
+/// and including the snippet that ended the machine.
 fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> Result<usize> {
     let directory = TempDir::new()?;
     let log = directory.path().join("int.log");

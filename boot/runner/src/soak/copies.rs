@@ -190,8 +190,8 @@ impl Copies {
         running.type_line(&format!("blkwrite disk0 0 {BLOCKS} {} &", self.count + 1))
     }
 
-    /// Returns the number of bytes in which the disks differ. If the first disk is not what the
-    /// guest wrote and copied, returns the length of the disk.
+    /// Returns the number of bytes in which the disks differ. If the content of the first disk
+    /// differs from the data that the guest wrote or copied, returns the length of the disk.
     fn compare(&self, written: Sha256, copied: Sha256) -> Result<u64> {
         let [from, to] = [std::fs::read(&self.disks[0])?, std::fs::read(&self.disks[1])?];
         let sum = Sha256(sha2::Sha256::digest(&from).into());

@@ -3,7 +3,8 @@
 //! filesystems are unmounted, and the host's own tools look at them.
 //!
 //! **The control is the power cut**: the same work on the same images, and QEMU is killed in the
-//! middle. What `fsck.fat` finds after crashes must be of the kinds that a power cut leaves.
+//! middle. The faults that `fsck.fat` finds after crashes must be of the kinds that a power cut
+//! leaves.
 
 use super::attacked::{Attacked, Ends, Work};
 use super::victim::{self, Victim};
@@ -21,8 +22,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// Lengths of the filesystems in KiB, of the file that is copied, and of what is left of a copy
-/// that is cut off, in bytes.
+/// Lengths of the filesystems in KiB, of the file that is copied, and of the copy after it is cut
+/// off, in bytes.
 const FAT_KIB: u64 = 40 << 10;
 const EXT_KIB: u64 = 16 << 10;
 const FILE_BYTES: usize = 700_001;
@@ -44,17 +45,17 @@ pub struct Summary {
     pub commands: u64,
     /// Bytes of copies that were read again, here or by the host's tools.
     pub compared_bytes: u64,
-    /// Bytes of files that were not what was written.
+    /// Bytes of files that differed from the written data.
     pub wrong_bytes: u64,
     /// How often the host's tools looked at the filesystems.
     pub looks: u64,
-    /// What they found of the kinds that a power cut leaves.
+    /// Faults that they found, of the kinds that a power cut leaves.
     pub found: Kinds,
-    /// What they found besides.
+    /// Other faults that they found.
     pub unexpected: Vec<String>,
-    /// How often the power was cut, and what was found after that.
+    /// Number of power cuts.
     pub power_cuts: u64,
-    /// What they found after power cuts.
+    /// Faults that the host's tools found after power cuts, of the same kinds.
     pub found_after_cuts: Kinds,
     /// Frames of memory that were not freed.
     pub leaked_frames: i64,
@@ -100,7 +101,7 @@ fn kinds_text(kinds: &Kinds) -> String {
     if each.is_empty() { "nothing".into() } else { each.concat() }
 }
 
-/// The two filesystems, and what the host's tools find on them.
+/// The images of the two filesystems, which the host's tools check.
 struct Images {
     fat: Fat,
     ext: PathBuf,
@@ -138,7 +139,7 @@ impl Images {
         Ok(())
     }
 
-    /// Looks at both filesystems, which must not be mounted. Mends what a power cut leaves.
+    /// Looks at both filesystems, which must not be mounted. Mends the FAT.
     fn look(&self, found: &mut Kinds, unexpected: &mut Vec<String>) -> Result<()> {
         let (kinds, others) = images::sorted(self.fat.faults()?);
         kinds.into_iter().for_each(|kind| *found.entry(kind).or_default() += 1);
@@ -183,7 +184,7 @@ impl Step {
             Step::CutOff => format!("truncate \"{directory}/A File\" {CUT_BYTES}"),
             Step::SumOfCut => format!("sha256sum \"{directory}/A File\""),
             Step::SumOfSource => "sha256sum /ext/big".to_string(),
-            // What was made before stays a while, for the host to look at.
+            // The directory before this one stays a while, for the host to look at.
             Step::Remove if number == 0 => "ls /fat".to_string(),
             Step::Remove => format!("rm -r /fat/d{}", number - 1),
         }
@@ -199,7 +200,7 @@ impl Step {
     }
 }
 
-/// The files, and what is done to them.
+/// The work on the files, and its results.
 struct Files {
     sums: [(usize, Sha256); 2],
     /// The number of the directory, and the step that is under way or comes next.
@@ -253,7 +254,7 @@ impl Files {
         present
     }
 
-    /// Compares the files on the FAT, which must not be mounted, with what was written.
+    /// Compares the files on the FAT, which must not be mounted, with the data that was written.
     fn compare(&mut self, images: &Images) -> Result<()> {
         for (path, len) in self.present() {
             let (is, should) = (images.fat.get(&path)?, &images.content[..len]);

@@ -78,7 +78,7 @@ impl Stream {
         Ok(Stream { stop, sent, sender, receiver })
     }
 
-    /// Closes the stream, and returns what came of it.
+    /// Closes the stream, and returns its result.
     pub fn stop(self) -> Stopped {
         self.stop.store(true, Ordering::Relaxed);
         let sent_sum = self.sender.join().ok().flatten();

@@ -63,7 +63,7 @@ impl Victim {
     }
 }
 
-/// Returns the drivers that execute `work`, but for those that offer nothing.
+/// Returns the drivers that execute `work`, except drivers that offer nothing.
 pub fn of(system: &System, machine: &Machine, work: &str) -> Result<Vec<Victim>> {
     let mut victims = Vec::new();
     for (name, offsets) in coverage::executed(system, machine, work)? {

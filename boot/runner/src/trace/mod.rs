@@ -52,7 +52,7 @@ const FRAME_START: u32 = 64;
 pub struct Source {
     /// Its name.
     pub driver: String,
-    /// What it offers: `nic`, `scsi`, `block` or `other`.
+    /// Name of its class: `nic`, `scsi`, `block` or `fs`; `other` if it offers nothing.
     pub kind: String,
 }
 
@@ -64,7 +64,7 @@ trait Sink {
     /// Notes that events of a driver are missing here.
     fn lost(&mut self, source: &Source, at_ns: u64, count: u64) -> std::io::Result<()>;
 
-    /// Writes what was added.
+    /// Writes the added events.
     fn flush(&mut self) -> std::io::Result<()>;
 }
 
@@ -198,7 +198,7 @@ pub fn run(options: &Options) -> Result<bool> {
         output::complain(&format!("tracing {}: {until}", options.names.join(", ")));
     }
     let collecting = collect(&mut session, options, &mut collected, &mut places, began);
-    // What has come is kept, whatever has happened since.
+    // The events that have come are kept even if the collection failed.
     collected.pass_on(Duration::ZERO, &mut places)?;
     collecting?;
     for Place { path, count, .. } in places.iter().filter(|_| options.out.is_some() || options.pcap.is_some()) {
@@ -249,7 +249,7 @@ fn collect(
     Ok(())
 }
 
-/// Takes what the system says, if it is a piece of a trace that was asked for.
+/// Takes a message of the system, if it is a piece of a requested trace.
 fn take(options: &Options, collected: &mut Collected, heard: Heard) {
     let piece = heard.piece().filter(|piece| !piece.is_saved && options.names.iter().any(|name| *name == piece.driver));
     piece.into_iter().for_each(|piece| collected.add(piece));

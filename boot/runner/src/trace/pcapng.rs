@@ -43,7 +43,7 @@ const HEADER: usize = 48;
 /// A capture that is written.
 pub struct Pcapng<W> {
     to: W,
-    /// The interface of each driver, by name, and what is to be said with its next packet.
+    /// The interface of each driver, by name, and the comment for its next packet.
     interfaces: BTreeMap<String, (u32, Option<String>)>,
     /// The commands that are under way: driver and number.
     commands: BTreeSet<(String, u64)>,
@@ -136,7 +136,7 @@ impl<W: Write> Pcapng<W> {
         self.packet(source, at_ns, flags, &bytes, len_bytes)
     }
 
-    /// Notes what is to be said with the driver's next packet.
+    /// Adds words to the comment for the driver's next packet.
     fn comment(&mut self, source: &Source, words: String) -> Result<()> {
         self.interface(source)?;
         if let Some((_, comment)) = self.interfaces.get_mut(&source.driver) {

@@ -1,7 +1,7 @@
 //! A trace in Perfetto's own format, a protocol buffer (perfetto.dev, "Trace packet reference"): a
 //! track for each driver with its upcalls, one for the kernel with the services that it carries out
-//! for them, arrows from an upcall through the services that it calls, and a counter of what each
-//! driver has in hand.
+//! for them, arrows from an upcall through the services that it calls, and a counter of the frames
+//! and requests that each driver has in hand.
 
 use super::{Sink, Source, Traced, What};
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,12 +96,12 @@ impl Message {
     }
 }
 
-/// What is known of a driver.
+/// State of a driver in the trace.
 struct Driver {
     track: u64,
     /// The flow from the upcall that is under way, if one is.
     upcall: Option<u64>,
-    /// The numbers of what it has in hand.
+    /// The numbers of the frames and requests that it has in hand.
     in_hand: BTreeSet<u64>,
 }
 
@@ -192,8 +192,8 @@ impl<W: Write> Sink for Perfetto<W> {
 }
 
 impl<W: Write> Perfetto<W> {
-    /// Ends the driver's upcall, if one is under way, and takes what it has in hand: it was ended,
-    /// or what it did is not known.
+    /// Ends the driver's upcall, if one is under way, and forgets the frames and requests that it
+    /// has in hand: it was ended, or events of it are missing.
     fn begin_anew(&mut self, source: &Source, at_ns: u64) -> Result<()> {
         let Some(driver) = self.drivers.get_mut(&source.driver) else { return Ok(()) };
         let (track, was_running) = (driver.track, driver.upcall.take().is_some());

@@ -1,5 +1,5 @@
-//! What a module's code shows without running: instructions that ring 1 forbids, services that a
-//! module like this needs none of, and a bound of the stack where it can be computed.
+//! Evidence from a module's code without running it: instructions that ring 1 forbids, services
+//! that a module like this needs none of, and a bound of the stack where it can be computed.
 
 use crate::check;
 use anyhow::Result;
@@ -35,7 +35,7 @@ pub fn look_at(file: &Path, debug: &Path, module: &Module) -> Result<Static> {
     })
 }
 
-/// What a module says about itself.
+/// Claims of a module's manifest that decide which services it can need.
 #[derive(Debug, Clone, Copy, Default)]
 struct Needs {
     /// Whether it drives a device.
@@ -65,11 +65,11 @@ type Bound = std::result::Result<u64, String>;
 /// A module's instructions, by their offset in the image.
 struct Code {
     instructions: BTreeMap<u64, Instruction>,
-    /// What the words that the loader writes point to, by their place.
+    /// Targets of the words that the loader writes, by the place of the word.
     pointers: HashMap<u64, Value>,
 }
 
-/// What a stub and a gate push. A service has the kernel's stack in ring 1.
+/// Bytes that a stub and a gate push. A service has the kernel's stack in ring 1.
 const GATE_BYTES: u64 = 64;
 /// The most bytes that `and rsp` drops, for alignment.
 const ALIGNMENT: i64 = 63;
@@ -88,7 +88,7 @@ impl Code {
         Ok(Code { instructions, pointers })
     }
 
-    /// Returns the most bytes of stack that the function at `entry` needs, with all that it calls.
+    /// Returns the most bytes of stack that the function at `entry` needs, with its callees.
     fn bound(&self, entry: u64) -> Bound {
         self.function(entry, &mut BTreeMap::new(), &mut BTreeSet::new())
     }

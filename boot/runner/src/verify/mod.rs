@@ -1,7 +1,7 @@
 //! `cargo run -- verify NAME`: gathers evidence about a module that another machine can check, and
 //! writes it to a signed report ([`ringfence_core::evidence::report`]).
 //!
-//! * [`code`]: what the file's code shows without running
+//! * [`code`]: evidence from the file's code, without running it
 //! * [`random`]: random damage of the file, and random input for the running driver
 
 mod code;
@@ -45,8 +45,9 @@ pub struct Options {
     pub machine: Machine,
 }
 
-/// Gathers the evidence and writes the report. Returns whether it has everything that a report can
-/// be asked for.
+/// Gathers the evidence and writes the report. Returns whether the report meets a demand for the
+/// changes and inputs of `options` and for all tests of the driver's class. A bound of the stack is
+/// not demanded.
 pub fn run(options: &Options) -> Result<bool> {
     // Before minutes of work.
     let key = keys::secret(&options.key)?;
@@ -85,7 +86,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let signed = sign(text.as_bytes(), Purpose::Report, &key).map_err(|why| anyhow!("{}: {why}", path.display()))?;
     keys::replace(&path, &signed)?;
     let demand = ReportDemand {
-        // What has no work to do cannot be seen to fail at it.
+        // A driver without work cannot be seen to fail at it.
         changes: if driver.kind == Kind::Other { 0 } else { options.changes as u64 },
         conformance: driver.kind != Kind::Other,
         stack: false,

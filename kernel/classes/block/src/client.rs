@@ -1,5 +1,5 @@
-//! Drivers that use a disk: the kernel carries out their requests, whatever driver the disk is
-//! behind.
+//! Drivers that use a disk: the kernel carries out their requests. The disk may be behind any
+//! driver.
 //!
 //! A driver's requests go through the same disk as a person's commands, so that they outlive the
 //! driver below, too. **When the driver that asks is ended, its requests are abandoned, and nothing
@@ -73,7 +73,7 @@ impl Client {
         let disk = disk::all().into_iter().find(|disk| disk.name() == name).filter(is_anothers);
         let disk = disk.ok_or(Refusal::NotFound)?;
         let is_filesystem = domain.manifest.kind() == Ok(Kind::Fs);
-        // The kernel holds a driver to what a person has asked it for, from its first request on.
+        // The kernel holds a driver to a person's parameter `ro`, from its first request on.
         let is_read_only =
             domain.parameters.iter().filter_map(|given| given.strip_prefix("ro=")).any(|word| flag(word) == Some(true));
         let is_used = user_of(&*disk, &domain.name, |kind| is_filesystem || kind == Ok(Kind::Fs)).is_some();
@@ -206,7 +206,7 @@ impl Use for Client {
 
     fn answer_at_once(&mut self) -> Result<(), Cause> {
         let Some((cache, disk)) = self.cache.clone().zip(self.disk.upgrade()) else { return Ok(()) };
-        // Those that are carried out already come first.
+        // Requests that are carried out already come first.
         while self.worked_at == 0
             && !disk.is_in_doubt()
             && let Some((number, request)) = self.fresh.first()
@@ -301,8 +301,7 @@ async fn serve(
     }
 }
 
-/// Returns whether the length of a request, which may be any number, is one that a request can
-/// have.
+/// Returns whether the length of a request, which may be any number, is allowed.
 fn has_good_length(disk: &dyn Disk, request: &BlockRequest) -> bool {
     let len = request.data_len as usize;
     (1..=BLOCK_MAX_DATA).contains(&len) && len.is_multiple_of(disk.block_bytes())

@@ -1,9 +1,8 @@
-//! Disks, whatever driver they are behind, and the class of block devices, each of which is one
-//! disk.
+//! Disks behind any driver, and the class of block devices, each of which is one disk.
 //!
 //! * [`disk`]: the interface of a disk, and the list of all disks
 //! * [`partition`]: disks that are parts of other disks
-//! * [`client`]: drivers that use a disk; [`cache`]: what is kept of a filesystem's disk
+//! * [`client`]: drivers that use a disk; [`cache`]: the caches of the disks of filesystems
 //! * [`class`]: the entry in the kernel's table of classes; [`request`]: requests to a block
 //!   device; [`device`]: the disk of a block device
 //!

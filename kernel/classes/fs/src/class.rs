@@ -71,7 +71,7 @@ impl Class for Filesystems {
 
     fn offer(&self, domain: &mut Domain, info: &[u8]) -> Result<Box<dyn Offer>, Refusal> {
         let info = FsInfo::read_from_bytes(info).map_err(|_| Refusal::Invalid)?;
-        // Whatever it does later: what it says here holds, so its disk must be open by now.
+        // This flag binds the driver from now on, so its disk must be open by now.
         if info.flags & FS_READ_ONLY != 0 {
             let uses = domain.manifest.uses();
             match domain.used_mut::<Client>() {

@@ -12,7 +12,7 @@ pub enum Error {
     Said(FsError),
     /// The filesystem is gone: its driver was unloaded, or given up.
     Gone,
-    /// The driver has answered what cannot be.
+    /// The driver has given an impossible answer.
     Nonsense,
     /// There is no filesystem at the path.
     NotMounted,

@@ -84,8 +84,8 @@ impl File {
         self.with(async |volume, number| volume.read(number, offset, to.get_mut(..most).unwrap_or(&mut [])).await).await
     }
 
-    /// Writes all of `from`, from the byte at `offset` on. What is reported done is with the disk's
-    /// driver, and is not lost with the filesystem's.
+    /// Writes all of `from`, from the byte at `offset` on. Bytes that are reported written are with
+    /// the kernel, and are not lost with the filesystem's driver.
     pub async fn write(&self, offset: u64, from: &[u8]) -> Outcome<()> {
         let mut done = 0;
         while let Some(rest) = from.get(done..).filter(|rest| !rest.is_empty()) {
@@ -120,8 +120,8 @@ impl File {
             if entries.is_empty() && next.is_some() {
                 return Err(FsError::Corrupt.into());
             }
-            // A driver may answer with the same entries for ever, those that are left out among
-            // them.
+            // A driver may answer with the same entries for ever, also with the entries that are
+            // left out.
             seen += entries.len();
             held += entries.iter().map(cost).sum::<usize>();
             all.extend(entries.into_iter().filter(|entry| !matches!(entry.name.as_str(), "." | "..")));

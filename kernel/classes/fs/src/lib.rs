@@ -1,6 +1,6 @@
 //! Filesystems, and the files of all of them under one root.
 //!
-//! * [`tree`]: where filesystems are mounted, and what a path leads to
+//! * [`tree`]: the mounted filesystems, and the files that paths lead to
 //! * [`file`]: open files
 //! * [`volume`]: a filesystem: a driver, and its successors
 //! * [`class`]: the entry in the kernel's table of classes; [`request`]: requests to a driver

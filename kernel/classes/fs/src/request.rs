@@ -20,7 +20,7 @@ pub type Queues = requests::queue::Queues<Files>;
 /// A request to a filesystem; its path, if it has one, is its data.
 #[derive(Debug, Clone, Copy)]
 pub struct Request {
-    /// What is to be done.
+    /// The operation.
     pub operation: Operation,
     /// The number of an open file.
     pub node: u64,

@@ -1,4 +1,4 @@
-//! The tree of files: where filesystems are mounted, and what a path leads to.
+//! The tree of files: the mounted filesystems, and the files that paths lead to.
 
 use super::error::{Error, Outcome};
 use super::file::{File, How};
@@ -13,9 +13,9 @@ use spin::Mutex;
 /// A mounted filesystem.
 #[derive(Clone)]
 pub struct Mount {
-    /// Where.
+    /// The path where it is mounted.
     pub at: Path,
-    /// What.
+    /// The filesystem.
     pub volume: Arc<Volume>,
 }
 
@@ -56,7 +56,7 @@ pub fn find(path: &Path) -> Outcome<(Mount, Path)> {
     nearest.map(|(mount, inner)| (mount.clone(), inner)).ok_or(Error::NotMounted)
 }
 
-/// Describes what is at `path`.
+/// Describes the file or directory at `path`.
 pub async fn stat(path: &Path) -> Outcome<Stat> {
     let (mount, inner) = find(path)?;
     mount.volume.stat(&inner).await
@@ -93,7 +93,7 @@ pub async fn remove(path: &Path) -> Outcome<()> {
     mount.volume.remove(&inner).await
 }
 
-/// Gives what is at `from` the path `to`, in the same filesystem.
+/// Gives the file or directory at `from` the path `to`, in the same filesystem.
 pub async fn rename(from: &Path, to: &Path) -> Outcome<()> {
     let ((mount, from), (other, to)) = (find(from)?, find(to)?);
     if !Arc::ptr_eq(&mount.volume, &other.volume) {

@@ -186,7 +186,8 @@ impl Volume {
         self.ask_unless(request, data_out, data_in, async || false).await
     }
 
-    /// Asks the current driver for what is at `path`, ahead of all other requests.
+    /// Asks the current driver to describe the file or directory at `path`, ahead of all other
+    /// requests.
     async fn look(&self, path: &Path) -> Option<Answer> {
         let request = Request { operation: Operation::Stat, node: 0, offset: 0, flags: 0 };
         let path = path.as_str().as_bytes();
@@ -201,7 +202,7 @@ impl Volume {
         matches!(self.look(path).await, Some(Err(FsError::NotFound)))
     }
 
-    /// Ends a driver that has answered what cannot be.
+    /// Ends a driver that has given an impossible answer.
     fn blame(&self, entry: u64) -> Error {
         end::condemn(&self.server.handle(), Cause::QueueEntry { queue: "complete", entry });
         Error::Nonsense
@@ -214,7 +215,7 @@ impl Volume {
         self.ask(request, path.as_str().as_bytes(), &mut []).await
     }
 
-    /// Describes what is at `path`.
+    /// Describes the file or directory at `path`.
     pub async fn stat(&self, path: &Path) -> Outcome<Stat> {
         self.ask_about(Operation::Stat, path).await.map(|outcome| stat_of(&outcome))
     }
@@ -250,7 +251,7 @@ impl Volume {
         self.ask_unless(request, path.as_str().as_bytes(), &mut [], is_done).await.map(|_| ())
     }
 
-    /// Gives what is at `from` the path `to`. A file that is there is replaced.
+    /// Gives the file or directory at `from` the path `to`. A file that is there is replaced.
     pub async fn rename(&self, from: &Path, to: &Path) -> Outcome<()> {
         self.check_not_open(from)?;
         self.check_not_open(to)?;

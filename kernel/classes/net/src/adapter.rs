@@ -20,7 +20,7 @@ pub struct Adapter<'a> {
     /// The longest IP packet that is sent, in bytes.
     pub mtu: usize,
     pub queues: &'a mut Queues,
-    /// Room for a frame that is received, and for one that is sent.
+    /// Room for a received frame, and for a sent frame.
     pub room: &'a mut Room,
     /// The driver's fault, if it committed one.
     pub cause: &'a mut Option<Cause>,
@@ -132,7 +132,8 @@ impl phy::TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len_bytes: usize, f: F) -> R {
         // smoltcp keeps to the size that `capabilities` names.
         let frame = &mut self.room[..len_bytes.min(FRAME_BYTES)];
-        // What it leaves as it is must not be of the frame before. It writes all data.
+        // Header bytes that the stack does not write must not be of the frame before. It writes all
+        // data.
         frame.iter_mut().take(HEADERS).for_each(|byte| *byte = 0);
         let result = f(frame);
         // The stack has left the checksum to the card, if the card completes it.

@@ -166,7 +166,7 @@ pub async fn look_up(name: &str) -> Result<Vec<Ipv4Addr>, String> {
         }
     }
     match has_answered {
-        // A server that failed counts as one that does not know the host.
+        // A server that failed counts like a server that does not know the host.
         true => Err(format!("there is no host '{name}' that a name server knows")),
         false => Err(format!("no name server has answered within {} s each", SERVER_LIMIT.as_secs())),
     }

@@ -104,7 +104,7 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// Returns what the state of the queues asks for.
+    /// Returns the times at which an interface with these queues needs its driver.
     pub fn of(queues: &mut Queues) -> Result<Wishes, Wrong> {
         Ok(Wishes {
             poll: queues.unsent() > 0 || queues.is_starved()?,
@@ -381,8 +381,8 @@ impl Interface {
                 break;
             }
         }
-        // Apply the change from a received answer, and then do what is due: send a message, or end
-        // the lease.
+        // Apply the change from a received answer. Then send a message or end the lease, if that is
+        // due.
         while let Addressing::Dhcp(client) = &mut self.addressing {
             if change.is_none() && queues.can_send()? {
                 let (frame, due) = client.poll(now());

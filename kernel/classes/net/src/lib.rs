@@ -329,7 +329,7 @@ pub fn first_driver() -> Option<Handle> {
 pub const LEASE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Waits until `found` returns a value. Waits for at most [`LEASE_LIMIT`], and only as long as an
-/// interface may still get an address. The error says what is missing.
+/// interface may still get an address. The error says why there is no value.
 async fn wait_for<T>(mut found: impl FnMut(&mut Vec<Interface>) -> Option<T>) -> Result<T, String> {
     let outcome = poll_fn(|context| {
         let mut interfaces = INTERFACES.lock();
@@ -360,7 +360,7 @@ async fn wait_for<T>(mut found: impl FnMut(&mut Vec<Interface>) -> Option<T>) ->
         .unwrap_or_else(|_| Err(format!("there was no address from DHCP within {} s", LEASE_LIMIT.as_secs())))
 }
 
-/// Waits until an interface has an address. The error says what is missing.
+/// Waits until an interface has an address. The error says why no interface has an address.
 pub async fn wait_for_address() -> Result<(), String> {
     let has_address = |interface: &Interface| interface.handle().is_some() && interface.addresses().next().is_some();
     wait_for(|interfaces| interfaces.iter().any(has_address).then_some(())).await
@@ -526,8 +526,8 @@ pub fn leave(name: &str, group: Ipv4Addr) -> Result<(), String> {
     change_hearing(name, was_in)
 }
 
-/// Changes what an interface's card is to receive, and tells the driver. `change` returns whether
-/// the card can do it.
+/// Changes the set of frames that an interface's card is to receive, and tells the driver. `change`
+/// returns whether the card can do it.
 fn change_hearing(
     name: &str,
     change: impl FnOnce(&mut Interface, &Queues) -> Result<bool, String>,

@@ -136,8 +136,8 @@ impl Stream {
         .await
     }
 
-    /// Ends the connection in order: what was written is sent, and then its end. Does not wait for
-    /// that.
+    /// Ends the connection in order: the written bytes are sent, and then their end. Does not wait
+    /// for that.
     pub fn close(mut self) {
         self.with(|socket| socket.close());
         self.end();

@@ -59,7 +59,7 @@ impl Asked {
         Some(Asked { cdb: self.cdb.read_back()?, ..*self })
     }
 
-    /// What the command is called.
+    /// Returns the name of the command.
     pub fn name(&self) -> &'static str {
         self.cdb.name()
     }
@@ -153,7 +153,7 @@ impl Protocol for Scsi {
 
     fn result(memory: &impl Words, number: usize) -> u32 {
         let (host, status) = scsi::read_host_and_status(memory, number);
-        // A code that is too long stays one that is wrong.
+        // A code that is too long stays a wrong code.
         host.min(0xff_ffff) << 8 | status.min(0xff)
     }
 

@@ -1,8 +1,9 @@
-//! What a module file can show to be admitted to ring 0, and what a machine demands.
+//! The evidence that admits a module file to ring 0, and the demands of a machine.
 //!
 //! * [`signed`]: files with signatures behind their content, and the keys
-//! * [`policy`]: what a machine demands
-//! * [`record`]: what a module did in ring 1, in a chain that a machine signs
+//! * [`policy`]: the demands of a machine
+//! * [`record`]: the service of modules in ring 1, and their faults, in a chain that a machine
+//!   signs
 //! * [`report`]: the result of `cargo run -- verify NAME`
 //!
 //! A module file is identified by the hash of its content without signatures.

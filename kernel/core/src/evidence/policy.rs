@@ -1,4 +1,4 @@
-//! What a machine demands of a module file before the file may run in ring 0: a policy, in TOML.
+//! The demands of a machine on a module file before the file may run in ring 0: a policy, in TOML.
 //!
 //! ```toml
 //! # The kind of domain for modules that prefer none: paged or segmented.
@@ -31,7 +31,7 @@ pub const MOST_BYTES: usize = 16 << 10;
 /// The most ways to ring 0, and the most pieces of evidence of one.
 const MOST_WAYS: usize = 16;
 
-/// Something that a module can show.
+/// A kind of evidence for a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Evidence {
@@ -45,7 +45,7 @@ pub enum Evidence {
     Force,
 }
 
-/// What a record must have.
+/// The demands on a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RecordDemand {
@@ -68,7 +68,7 @@ fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DomainKind, D::Er
     DomainKind::named(&name).ok_or_else(|| de::Error::unknown_variant(&name, NAMES))
 }
 
-/// What a machine demands.
+/// The demands of a machine on module files.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
@@ -77,22 +77,22 @@ pub struct Policy {
     pub kind: DomainKind,
     /// Whether everything is admitted, for the development of drivers.
     pub development: bool,
-    /// The ways to ring 0. Each names what a module needs together.
+    /// The ways to ring 0. Each names the pieces of evidence that a module needs together.
     pub admit: Vec<Vec<Evidence>>,
-    /// What a record must have.
+    /// The demands on a record.
     pub record: RecordDemand,
-    /// What a report must have.
+    /// The demands on a report.
     pub report: ReportDemand,
 }
 
-/// What a module file has to show.
+/// The evidence that a module file has.
 #[derive(Debug, Clone, Copy)]
 pub struct Shown<'a> {
     /// The trusted key that has signed the file, or the reason why there is none.
     pub signer: Result<&'a str, &'a str>,
     /// Its record.
     pub record: &'a Tally,
-    /// What one of its operations is called, in the plural.
+    /// The name of its operations, in the plural.
     pub operations: &'a str,
     /// Its report, or the reason why there is none that counts.
     pub report: Result<&'a Report, &'a str>,
@@ -137,7 +137,7 @@ fn in_minutes(count: u64) -> String {
     format!("{} minute{}", grouped(count), if count == 1 { "" } else { "s" })
 }
 
-/// Writes what belongs together.
+/// Returns the names of pieces of evidence that are needed together, joined by "and".
 fn together(evidence: &[Evidence]) -> String {
     evidence.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
@@ -182,10 +182,10 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Decides about a module. The error says for each way what is missing.
+    /// Decides about a module. The error names the missing evidence for each way.
     ///
-    /// A module that faulted in ring 0 is not admitted whatever it shows, until a person forgives
-    /// it or admits it by force.
+    /// No evidence admits a module that faulted in ring 0, until a person forgives it or admits it
+    /// by force.
     pub fn decide(&self, shown: &Shown) -> Result<Admitted, String> {
         if let Some(at) = shown.record.faulted_in_ring_0().filter(|_| shown.force != Force::Given) {
             return Err(format!("it faulted in ring 0 ({})", Date::of_unix(at)));
@@ -210,7 +210,7 @@ impl Policy {
         })
     }
 
-    /// Returns what is missing of a piece of evidence.
+    /// Describes the missing part of a piece of evidence; `None` if nothing is missing.
     fn lacks(&self, evidence: Evidence, shown: &Shown) -> Option<String> {
         match evidence {
             Evidence::Signature => shown.signer.err().map(String::from),
@@ -268,7 +268,7 @@ impl fmt::Display for Policy {
     }
 }
 
-/// Says what is wrong with a text in TOML, and in which line.
+/// Describes an error in a text in TOML, with its line if that is known.
 pub(super) fn in_words(text: &str, error: &toml::de::Error) -> String {
     let what = error.message().replace('\n', " ");
     match error.span() {

@@ -1,4 +1,5 @@
-//! What modules did in ring 1 of a machine: a chain of lines, which the machine signs.
+//! The service of modules in ring 1 of a machine, and their faults: a chain of lines, which the
+//! machine signs.
 //!
 //! ```text
 //! ringfence-record 1
@@ -7,13 +8,13 @@
 //! # ringfence-signature KEY SIGNATURE
 //! ```
 //!
-//! A line has the seconds since 1970, the hash of the module's file, the module's name, what
-//! happened, and a link: the SHA-256 of the link before and of the line up to its own link. So no
-//! line can be changed, left out or put in without all links behind it, and the signature covers
-//! the last link. What happened is one of
+//! A line has the seconds since 1970, the hash of the module's file, the module's name, an event,
+//! and a link: the SHA-256 of the link before and of the line up to its own link. So no line can be
+//! changed, left out or put in without all links behind it, and the signature covers the last link.
+//! The event is one of
 //!
 //! * `served OPERATIONS MILLISECONDS`: the module served in ring 1, since the line before about it;
-//! * `fault KIND RING`: the kernel ended it for what it did. Its record begins anew;
+//! * `fault KIND RING`: the kernel ended it for a fault. Its record begins anew;
 //! * `forgiven`: a person forgave its faults in ring 0;
 //! * `sum OPERATIONS MILLISECONDS FAULTS LAST-FAULT LAST-IN-RING-0 FORGIVEN`: the record up to
 //!   here, with times in seconds since 1970: a long chain is summed up in a new one, whose first
@@ -34,7 +35,8 @@ const FIRST: &str = "ringfence-record 1";
 pub const MOST_BYTES: usize = 128 << 10;
 /// The length from which a chain is summed up.
 const LONG_BYTES: usize = 48 << 10;
-/// The most module files in a record. The one that served longest ago is forgotten for a new one.
+/// The most module files in a record. The file with the oldest last line is forgotten for a new
+/// file.
 const MOST_MODULES: usize = 128;
 
 /// The sum of a module file's record.
@@ -58,10 +60,10 @@ pub struct Tally {
     pub last: u64,
 }
 
-/// What the record says of module files.
+/// The sums of the records of module files, by the hashes of the files.
 pub type Tallies = BTreeMap<Hash, Tally>;
 
-/// Something that a module did.
+/// An event in the record of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Done<'a> {
     /// It served in ring 1.
@@ -78,7 +80,7 @@ pub enum Done<'a> {
 }
 
 impl Tally {
-    /// Adds what a module did at a time.
+    /// Adds an event at a time.
     pub fn add(&mut self, done: Done, at: u64) {
         self.last = self.last.max(at);
         match done {
@@ -90,7 +92,7 @@ impl Tally {
                 (self.operations, self.ms) = (0, 0);
                 self.faults = self.faults.saturating_add(1);
                 self.last_fault = self.last_fault.max(at);
-                // A clock may go back, and what comes later counts as later all the same.
+                // A clock may go back, and an event that comes later counts as later all the same.
                 if ring == 0 {
                     self.in_ring_0 = at.max(self.in_ring_0).max(self.forgiven.saturating_add(1));
                 }
@@ -105,9 +107,9 @@ impl Tally {
         (self.in_ring_0 > self.forgiven).then_some(self.in_ring_0)
     }
 
-    /// Adds the record of another machine. What one of them has from before the other's last fault
-    /// does not count any more, and a fault in ring 0 that was not forgiven there counts here as
-    /// well.
+    /// Adds the record of another machine. The operations and the time of one record count only if
+    /// its last line is later than the other's last fault. A fault in ring 0 that was not forgiven
+    /// there counts here as well, unless faults were forgiven here since.
     pub fn join(&mut self, other: &Tally) {
         if self.last <= other.last_fault {
             (self.operations, self.ms) = (0, 0);
@@ -199,7 +201,7 @@ impl Chain {
         Chain { has_text: false, text, link, tallies: Tallies::new() }
     }
 
-    /// Returns what the record says.
+    /// Returns the sums of the records of all module files.
     pub fn tallies(&self) -> &Tallies {
         &self.tallies
     }
@@ -209,8 +211,8 @@ impl Chain {
         self.tallies.get(file).cloned().unwrap_or_default()
     }
 
-    /// Adds what the module `name`, whose file has the hash `file`, did until `at` (seconds since
-    /// 1970).
+    /// Adds an event of the module `name`, whose file has the hash `file`. The event was, or ended,
+    /// at `at` (seconds since 1970).
     pub fn add(&mut self, at: u64, file: &Hash, name: &str, done: Done) {
         let name = word(name);
         let what = match done {
@@ -219,7 +221,7 @@ impl Chain {
             Done::Forgiven => "forgiven".into(),
         };
         if !self.tallies.contains_key(file) && self.tallies.len() >= MOST_MODULES {
-            // What must not run in ring 0 is forgotten last.
+            // Files that must not run in ring 0 are forgotten last.
             let age = |(_, tally): &(&Hash, &Tally)| (tally.faulted_in_ring_0().is_some(), tally.last);
             let oldest = self.tallies.iter().min_by_key(age).map(|(file, _)| *file);
             oldest.and_then(|oldest| self.tallies.remove(&oldest));
@@ -374,7 +376,7 @@ mod tests {
         assert_eq!(parse(&with("served 100 ", "served 900 ")), Err(Damaged::Link(2)));
         let third = text.lines().nth(2).unwrap();
         assert_eq!(parse(&with(&format!("{third}\n"), "")), Err(Damaged::Link(3)));
-        // The last lines can be cut off, but the signature does not fit what is left.
+        // The last lines can be cut off, but the signature does not fit the lines that are left.
         let fifth = text.lines().nth(4).unwrap();
         let cut = Err(Damaged::Signature(Unsigned::Wrong(key().public())));
         assert_eq!(parse(&with(&format!("{fifth}\n"), "")), cut);

@@ -1,5 +1,5 @@
-//! The result of `cargo run -- verify NAME`, in TOML: what a module's file withstood on a machine
-//! that is not the one to admit it.
+//! The result of `cargo run -- verify NAME`, in TOML: checks of a module's file on a machine other
+//! than the machine that admits it.
 
 use super::policy::in_words;
 use super::{Hash, from_hex, grouped};
@@ -20,10 +20,10 @@ pub struct Report {
     pub module: Module,
     /// How the report was made.
     pub made: Made,
-    /// What the file's code shows without running.
+    /// The findings in the file's code, without running it.
     #[serde(rename = "static")]
     pub code: Static,
-    /// What happened when the code was changed.
+    /// The results of changes to the code.
     pub campaign: Campaign,
     /// The tests for drivers of its class.
     pub conformance: Conformance,
@@ -55,7 +55,7 @@ pub struct Made {
     pub qemu: String,
 }
 
-/// What the file's code shows without running.
+/// The findings in the file's code, without running it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Static {
@@ -75,7 +75,7 @@ pub struct Static {
     pub stack_unknown: Option<String>,
 }
 
-/// What happened when the code was changed, an instruction at a time (`cargo run -- campaign`).
+/// The results of changes to the code, an instruction at a time (`cargo run -- campaign`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Campaign {
@@ -107,7 +107,7 @@ pub struct Conformance {
 pub struct Fuzzing {
     /// Damaged copies of the file that the loader was given.
     pub files: u64,
-    /// Those that the loader took. They are other modules.
+    /// Damaged copies that the loader took. They are other modules.
     pub files_taken: u64,
     /// Random commands, events and frames that the driver was given in ring 1.
     pub inputs: u64,
@@ -115,7 +115,7 @@ pub struct Fuzzing {
     pub faults: u64,
 }
 
-/// What a report must have.
+/// The demands on a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReportDemand {
@@ -156,7 +156,7 @@ impl fmt::Display for ReportDemand {
 const DAY_SECONDS: u64 = 86_400;
 
 impl ReportDemand {
-    /// Returns what a report lacks.
+    /// Describes the demands that a report does not meet; `None` if it meets all.
     pub fn lacks(&self, report: &Report, now: u64) -> Option<String> {
         let Report { campaign, conformance, code, fuzzing, made, .. } = report;
         let mut lacks = Vec::new();

@@ -6,11 +6,11 @@
 //! # ringfence-signature KEY SIGNATURE
 //! ```
 //!
-//! KEY is the public key of the signer in 64 hexadecimal digits, SIGNATURE has 128. What is signed
-//! is the text `ringfence PURPOSE`, a zero byte, and the SHA-256 of everything before the first
-//! such line. An ELF file may have bytes behind its sections, and in TOML the line is a comment, so
-//! one form fits modules, policies, reports and records. The purpose keeps a signature of one kind
-//! of file from being taken for that of another kind.
+//! KEY is the public key of the signer in 64 hexadecimal digits, SIGNATURE has 128. The signed
+//! bytes are the text `ringfence PURPOSE`, a zero byte, and the SHA-256 of all bytes before the
+//! first such line. An ELF file may have bytes behind its sections, and in TOML the line is a
+//! comment, so one form fits modules, policies, reports and records. The purpose keeps a signature
+//! of one kind of file from being taken for that of another kind.
 
 use super::{Hash, from_hex, hash, hex};
 use alloc::format;
@@ -28,16 +28,16 @@ const LINE_BYTES: usize = MARK.len() + 2 * KEY_BYTES + 1 + 2 * SIGNATURE_BYTES +
 /// The most signatures of a file.
 pub const MOST: usize = 8;
 
-/// What a signed file is.
+/// The kind of a signed file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// A module file.
     Module,
     /// A policy.
     Policy,
-    /// What a module did in ring 1 of a machine.
+    /// A record of the service of modules in ring 1 of a machine, and of their faults.
     Record,
-    /// What `cargo run -- verify` found of a module.
+    /// A report of `cargo run -- verify` about a module.
     Report,
 }
 
@@ -252,7 +252,7 @@ impl<'a> Signed<'a> {
     }
 
     /// Returns the key among `trusted` that has signed the file as `purpose`. **Every signature
-    /// must fit**: a wrong one says that the file is not what somebody signed.
+    /// must fit**: a wrong signature shows that the file is not the file that was signed.
     pub fn signer<'t>(&self, purpose: Purpose, trusted: &'t [Trusted]) -> Result<&'t Trusted, Unsigned> {
         let first = self.signatures.first().ok_or(Unsigned::None)?;
         let of = self.hash();

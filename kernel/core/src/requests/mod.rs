@@ -104,7 +104,7 @@ pub trait Protocol: Rings + Send + Sized + 'static {
     /// shows it.
     fn read(memory: &impl Words, number: usize) -> Result<Self::Outcome, u64>;
 
-    /// Returns what request `number` asks for, for a trace, and the length of its data in bytes.
+    /// Returns the content of request `number`, for a trace, and the length of its data in bytes.
     fn describe(memory: &impl Words, number: usize) -> (passed::Request, u32);
 
     /// Returns a number for the outcome of request `number`, for a trace: 0 for success.
@@ -188,7 +188,8 @@ pub struct Account<P: Protocol, M> {
     submit: Producer<Submit<P>>,
     complete: Consumer<Complete<P>>,
     requests: Vec<State<P>>,
-    /// The free requests among those that the driver takes at once; the last one is used next.
+    /// The free requests among the requests that the driver takes at once; the last one is used
+    /// next.
     free: Vec<usize>,
     /// The number of abandoned requests that the driver still has.
     abandoned: usize,
@@ -327,7 +328,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         match side {
             Side::Kernel => {
                 let end = self.submit.position();
-                // Whoever has requests has the last ones.
+                // The queue holds only the last `capacity` entries.
                 let [Place { capacity, .. }, _] = P::RINGS;
                 let from = core::mem::replace(&mut self.seen.given, end).max(end.saturating_sub(capacity as u64));
                 for number in from..end {
@@ -340,7 +341,7 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
             }
             Side::Driver => {
                 let ahead = self.complete.ahead(queues, self.seen.done);
-                // After a lie, the end may lie before what was seen.
+                // After a lie, the end may lie before the position that the trace has seen.
                 self.seen.done = self.seen.done.max(ahead.end);
                 for position in ahead {
                     let place = Consumer::<Complete<P>>::entry(queues, position) as usize;
@@ -352,8 +353,8 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
         }
     }
 
-    /// Ends all requests under way, because the driver was ended. Passes the numbers of those that
-    /// were not abandoned to `repeat`.
+    /// Ends all requests under way, because the driver was ended. Passes the numbers of the
+    /// requests that were not abandoned to `repeat`.
     pub fn fail_all(&mut self, mut repeat: impl FnMut(u64)) {
         for slot in 0..self.requests.len() {
             if let Some(State::Sent { number, abandoned, .. }) = self.requests.get(slot) {

@@ -335,8 +335,8 @@ fn data_is_cut_off_where_a_request_s_own_part_ends() {
 }
 
 proptest! {
-    /// Whatever the driver puts into the queues, the account never panics, and never gives a
-    /// request away twice.
+    /// No value that the driver writes into the queues makes the account panic, or give a request
+    /// away twice.
     #[test]
     fn no_driver_confuses_the_account(acts in prop::collection::vec((0_u8..5, any::<u64>()), 0..100)) {
         let mut pair = Pair::new();

@@ -1,7 +1,7 @@
 //! The accesses of drivers to their devices' registers, noted in their traces.
 //!
 //! [`hw::space::watched`] lets the kernel see an access before and after its instruction. Here the
-//! instruction says what the access was.
+//! instruction gives the access's direction, width and value.
 
 use super::hardware::Region;
 use super::report::code;
@@ -93,8 +93,7 @@ pub fn judge(domain: &mut Domain, frame: &mut TrapFrame, address: Option<u64>) -
     }
 }
 
-/// Notes what the instruction before this debug exception has accessed, if its accesses were let
-/// through.
+/// Notes the accesses of the instruction before this debug exception, if they were let through.
 fn note_accesses(domain: &mut Domain, frame: &mut TrapFrame) -> Verdict {
     let Accesses { all, rip, registers, steps } = domain.space.accessed(frame);
     // A driver that steps by itself is ended, watched or not.
@@ -112,7 +111,7 @@ fn note_accesses(domain: &mut Domain, frame: &mut TrapFrame) -> Verdict {
             }
             Place::Port(_) => None,
         };
-        // What a read has found is in its register only now.
+        // The value that was read is in its register only now.
         let access = Access { value: value.or(before.value), ..before };
         let Some((bar, offset)) = domain.region_of(place) else { continue };
         let at = rip.wrapping_sub(domain.base() + IMAGE);

@@ -35,7 +35,7 @@ pub enum UpcallError {
     Refused(Refusal),
     /// The driver returned a negative value that is no refusal.
     Nonsense(i64),
-    /// The driver sleeps, in this upcall or in an earlier one that is still under way.
+    /// The driver sleeps, in this upcall or in an earlier upcall that is still under way.
     Asleep,
     /// The driver was ended: its [`Domain::fault`] says why.
     Ended,

@@ -3,12 +3,13 @@
 //! A driver that meets a breakpoint leaves its upcall as a driver does that sleeps
 //! ([`super::sleep`]), only behind a trap: everything else runs on, polls for the driver are noted,
 //! and its budget stands still. It goes on when the debugger says so. A driver that faults stands
-//! at the faulting instruction, before it is ended; one that a service would end, or that panics,
-//! stands behind its call.
+//! at the faulting instruction, before it is ended. A driver that a service would end, or that
+//! panics, stands behind its call.
 //!
-//! **What the debugger has changed is gone with its session** ([`end`]): breakpoints and watches
-//! are taken back, and a driver that stands goes on with the registers that it had, or is ended by
-//! the fault that it had. A driver in ring 0 is not stopped, as its traps are the kernel's.
+//! **The debugger's breakpoints and watches are gone with its session** ([`end`]). A driver that
+//! stands then goes on with the registers that it had, or is ended by the fault that it had. The
+//! debugger's writes to memory stay. A driver in ring 0 is not stopped, as its traps are the
+//! kernel's.
 
 use super::cause::{Cause, Site};
 use super::fault::Fault;
@@ -69,7 +70,7 @@ pub struct Stop {
     pub why: Why,
 }
 
-/// What a debugger does with one driver.
+/// The state of one driver under a debugger.
 #[derive(Debug, Default)]
 pub struct Debugged {
     /// Why it stands, and the registers that it had then.
@@ -171,7 +172,7 @@ pub fn begin(only: Option<&str>) -> bool {
     is_free
 }
 
-/// Ends the session, and takes back what the debugger has changed in drivers that run. Those that
+/// Ends the session, and takes back the debugger's breakpoints, watches and steps. Drivers that
 /// stand have the registers again that they had, and must still go on.
 pub fn end() {
     let Some(session) = SESSION.lock().take() else { return };
@@ -227,7 +228,7 @@ pub fn stop_next(name: &str) -> bool {
     true
 }
 
-/// Takes back what [`stop_next`] has asked for, if the driver has not started since.
+/// Takes back the request of [`stop_next`], if the driver has not started since.
 pub fn stop_next_no_more(name: &str) {
     if let Some(session) = SESSION.lock().as_mut() {
         session.starts.retain(|other| other != name);
@@ -240,7 +241,7 @@ pub fn driver_at(address: u64) -> Option<Handle> {
     registry::in_slots().into_iter().find(|handle| handle.lock().space.slot() == slot)
 }
 
-/// Adds a breakpoint. One that is there already is left alone.
+/// Adds a breakpoint. A breakpoint that is there already is left alone.
 pub fn add_breakpoint(address: u64) -> Result<(), Refused> {
     let handle = driver_at(address).ok_or(Refused::NotADrivers)?;
     let mut guard = SESSION.lock();
@@ -392,7 +393,7 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
     let is_exception = matches!(why, DriverTrap::Exception { .. });
     let is_debug = is_exception && frame.vector == DEBUG && (domain.debugged.steps.is_some() || met.is_some());
     if is_debug && !frame.is_in_driver() {
-        // A step into a gate ends behind it, and one that ends the upcall where the next one
+        // A step into a gate ends behind it. A step that ends the upcall ends where the next upcall
         // begins.
         frame.rflags &= !TRAP_FLAG;
         take_once(domain);

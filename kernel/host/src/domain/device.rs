@@ -294,7 +294,7 @@ impl Domain {
         device.hardware.set_bus_master(on)
     }
 
-    /// Warns of what the `init` of a driver that offers something seems to have forgotten.
+    /// Warns of services that the `init` of a driver with an offer seems to have forgotten to call.
     pub fn warn_of_omissions(&self) {
         let Some(device) = self.device.as_ref() else { return };
         let warn = |text: &str| console::say_about(&self.source(), Level::Warn, format_args!("{text}"));

@@ -113,7 +113,7 @@ pub struct Fault {
     /// The material for the report, until the report's words are first needed.
     scene: Mutex<Option<Scene>>,
     words: Once<Words>,
-    /// What stays of the driver's memory, while it is kept.
+    /// The driver's registers and a copy of its memory, while they are kept.
     remains: Mutex<Option<Remains>>,
     /// The driver's last service calls.
     calls: CallLog,
@@ -210,7 +210,7 @@ impl Fault {
         link::tell(&Event::Fault(fault));
     }
 
-    /// Returns the core file of the driver, if what stays of it is kept and there is room for it.
+    /// Returns the core file of the driver, if its remains are kept and there is room for the file.
     pub fn core(&self) -> Option<Vec<u8>> {
         self.remains.lock().as_ref().and_then(Remains::core)
     }

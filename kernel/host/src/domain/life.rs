@@ -8,7 +8,7 @@ use hw::arch::time;
 use ringfence_core::life::State;
 use ringfence_link::event;
 
-/// What a driver has done since it was loaded.
+/// The activity of a driver since it was loaded.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Activity {
     /// TSC ticks of CPU time.
@@ -43,7 +43,7 @@ impl Domain {
         }
     }
 
-    /// Returns what the driver has done since it was loaded.
+    /// Returns the activity of the driver since it was loaded.
     pub fn activity(&self) -> Activity {
         let moved = self.offer.as_ref().map(|offer| offer.moved()).unwrap_or_default();
         Activity {

@@ -15,7 +15,7 @@
 //!   device's registers
 //! * [`debug`]: a debugger's breakpoints, and drivers that stand still for it
 //! * [`life`], [`end`]: its states and its end; [`trust`]: whether it may run in ring 0;
-//!   [`witness`]: what it does there counts for or against its file
+//!   [`witness`]: counts its operations and its time in ring 1 for the record of its file
 //! * [`timer`], [`sleep`]: its timer and its sleeps; [`saved`]: its state over a reload
 //! * [`registry`]: all loaded domains; [`whose`]: the owner of an address
 
@@ -132,7 +132,7 @@ pub struct Domain {
     /// The owner of the memory that its device reached for beyond its fence, if the driver was
     /// ended because of that access.
     pub lies_there: String,
-    /// What a debugger does with it.
+    /// Its state under a debugger.
     pub debugged: debug::Debugged,
     /// Its share of the CPU.
     pub turn: turn::Turn,
@@ -152,11 +152,11 @@ pub struct Domain {
     pub stop_ticks: u64,
     /// The number of frames that are reserved for it ([`hw::memory::frames::promise`]).
     pub promised: u64,
-    /// What its file's record has of it.
+    /// Its contribution to the record of its file.
     pub witnessed: witness::Witnessed,
 }
 
-/// What a driver must prove after a reload: to run for a while without a fault.
+/// The probation of a driver after a reload: it must run for a while without a fault.
 #[derive(Debug, Clone)]
 pub struct Probation {
     /// The file of the build before.

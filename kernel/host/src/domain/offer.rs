@@ -50,7 +50,7 @@ pub trait Use: Any + Send {
     /// uses. A lie among them ends the driver.
     fn after_upcall(&mut self) -> Result<(), Cause>;
 
-    /// Called when the driver waits for its requests: answers those that need no waiting.
+    /// Called when the driver waits for its requests: answers the requests that need no waiting.
     fn answer_at_once(&mut self) -> Result<(), Cause> {
         Ok(())
     }
@@ -91,7 +91,7 @@ pub trait Class: Sync {
     /// Returns the name of one of the things that kernel and driver pass to each other.
     fn noun(&self) -> &'static str;
 
-    /// Describes what was passed, for a person, as far as a trace has kept it.
+    /// Describes the content of a frame or request, for a person, as far as a trace has kept it.
     fn content_words(&self, content: &Content) -> String;
 
     /// Describes a driver's result for it, for a person.
@@ -131,8 +131,7 @@ pub fn wake_waiting() {
     classes().for_each(|class| class.wake_waiting());
 }
 
-/// Returns the name of what drivers of this kind offer, for programs: `nic`, `scsi`, `block` or
-/// `other`.
+/// Returns the name of this kind of drivers, for programs: `nic`, `scsi`, `block`, `fs` or `other`.
 pub fn kind_name(kind: Kind) -> String {
     format!("{kind:?}").to_lowercase()
 }
@@ -142,7 +141,7 @@ pub fn class(kind: Kind) -> Option<&'static dyn Class> {
     classes().find(|class| class.kind() == kind)
 }
 
-/// Returns what an operation of a module's drivers is called, in the plural.
+/// Returns the name of the operations of a module's drivers, in the plural.
 pub fn operations_noun(manifest: &Manifest) -> String {
     let class = manifest.kind().ok().and_then(class);
     class.map_or("upcalls".into(), |class| format!("{}s", class.noun()))

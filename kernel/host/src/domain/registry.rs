@@ -23,8 +23,9 @@ pub fn in_slots() -> Vec<Handle> {
     all().into_iter().chain(begun).filter(|handle| handle.lock().space.has_slot()).collect()
 }
 
-/// Returns what `select` finds among the loaded domains, in the order in which they were loaded.
-/// Unlike [`all`], this allocates nothing: it runs for each interrupt. No domain may be locked.
+/// Returns the values that `select` finds among the loaded domains, in the order in which the
+/// domains were loaded. Unlike [`all`], this allocates nothing: it runs for each interrupt. No
+/// domain may be locked.
 pub fn select<T>(mut select: impl FnMut(&Handle, &mut Domain) -> Option<T>) -> heapless::Vec<T, MAX_DOMAINS> {
     let mut found = heapless::Vec::new();
     for handle in LOADED.lock().iter() {

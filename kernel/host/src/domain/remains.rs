@@ -1,4 +1,4 @@
-//! What stays of a driver that was ended: its registers and a copy of its memory, for a core file.
+//! The remains of a driver that was ended: its registers and a copy of its memory, for a core file.
 //!
 //! The memory itself is its successor's soon. Only the last few drivers' copies are kept, and none
 //! that takes too much of the kernel's heap.
@@ -21,7 +21,7 @@ pub const KEPT: usize = 4;
 /// The most bytes of one driver's memory that are copied.
 const MOST_BYTES: u64 = 512 << 10;
 
-/// What stays of a driver.
+/// The remains of a driver.
 #[derive(Debug)]
 pub struct Remains {
     frame: TrapFrame,
@@ -32,8 +32,8 @@ pub struct Remains {
 }
 
 impl Remains {
-    /// Copies what is to stay of `domain`. Returns `None` if there are no registers, as the driver
-    /// was not in the middle of an upcall, or no room; nor for 32-bit code.
+    /// Copies the remains of `domain`. Returns `None` if there are no registers, as the driver was
+    /// not in the middle of an upcall, or no room; nor for 32-bit code.
     pub fn of(domain: &Domain, cause: Cause, site: Site) -> Option<Remains> {
         if domain.is_segmented() {
             return None;

@@ -139,7 +139,7 @@ fn read(space: &Space, place: Place, width_bytes: u32) -> u32 {
     }
 }
 
-/// Writes a register. The effect on the device is the one that its driver's manifest asks for.
+/// Writes a register. Its driver's manifest has asked for the effect on the device.
 fn write(space: &Space, place: Place, width_bytes: u32, value: u32) {
     match place {
         Place::Memory(address) => {

@@ -1,9 +1,9 @@
-//! Traces: what goes across a driver's boundary, and how long each part of it takes. The shell's
-//! `trace` and `stats` show them, and the runner collects them over the link.
+//! Traces: the events at a driver's boundary, and how long upcalls, services, frames and requests
+//! take. The shell's `trace` and `stats` show them, and the runner collects them over the link.
 //!
-//! **A trace keeps a fixed number of events, whatever the driver does**: the oldest are dropped,
-//! and counted. Nothing is allocated while the trace runs. A driver that is not traced pays one
-//! check of [`Domain::trace`] for each crossing.
+//! **A trace keeps a fixed number of events, however many the driver causes**: the oldest are
+//! dropped, and counted. Nothing is allocated while the trace runs. A driver that is not traced
+//! pays one check of [`Domain::trace`] for each crossing.
 //!
 //! A trace belongs to a name: a driver that takes the place of another one is traced as well, from
 //! its `init` on.
@@ -42,7 +42,7 @@ use spin::{Mutex, MutexGuard};
 pub const MOST: usize = 8;
 /// The most bytes of a text that are kept.
 const TEXT_BYTES: usize = 96;
-/// Places of what the driver has, for the times between it was given and given back.
+/// Number of places of the driver's frames or requests, for the times from given to given back.
 const PLACES: usize = 128;
 
 /// An event at a driver's boundary.
@@ -63,10 +63,10 @@ pub enum What {
         number: u64,
         /// Bytes of the frame, or of the request's data.
         len_bytes: u32,
-        /// What it is.
+        /// Its content.
         content: KeptContent,
     },
-    /// The driver has given back what it was given.
+    /// The driver has given back a frame or a request.
     Done {
         /// How many of its kind came before it.
         number: u64,
@@ -106,7 +106,7 @@ pub enum What {
     Replaced,
 }
 
-/// What was passed, as a trace keeps it.
+/// The content of a frame or request that was passed, as a trace keeps it.
 #[derive(Debug, Clone, Copy)]
 pub enum KeptContent {
     /// The first bytes of a frame.
@@ -118,7 +118,7 @@ pub enum KeptContent {
 /// An event, with its time in TSC ticks since the trace began.
 pub type Event = ringfence_core::trace::Event<What>;
 
-/// What takes time.
+/// An activity whose time is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timed {
     /// An upcall with this operation.
@@ -133,7 +133,7 @@ pub enum Timed {
 const OPERATIONS: usize = upcall::RESTORE as usize + 1;
 
 impl Timed {
-    /// Returns everything that takes time.
+    /// Returns all activities whose time is measured.
     fn all() -> impl Iterator<Item = Timed> {
         let upcalls = (0..OPERATIONS as u64).map(Timed::Upcall);
         upcalls.chain((0..SERVICE_COUNT).map(Timed::Service)).chain([Timed::Passed])
@@ -151,7 +151,7 @@ impl Timed {
 /// The memory that times take, or somewhat less.
 const TIMES_BYTES: usize = 64 << 10;
 
-/// What a trace is to keep.
+/// The settings of a trace.
 #[derive(Debug, Clone, Copy)]
 pub struct Wish {
     /// The number of events.
@@ -216,7 +216,7 @@ pub struct Trace {
     kept: Mutex<Kept>,
 }
 
-/// What a trace has kept.
+/// The data that a trace has kept.
 pub struct Kept {
     /// The events.
     pub record: Record<What>,
@@ -224,7 +224,7 @@ pub struct Kept {
     pub bytes: Bytes,
     /// How long things take, if that is measured.
     times: Option<Times>,
-    /// What the driver offers.
+    /// The kind of the driver.
     kind: Option<manifest::Kind>,
     /// The module's file, and the names of its registers.
     file: Option<File>,
@@ -239,7 +239,8 @@ pub struct Kept {
 struct Times {
     /// For each [`Timed`], in TSC ticks.
     of: Vec<Histogram>,
-    /// The TSC reading when the driver was given what has this place; 0 if that was not seen.
+    /// The TSC reading when the driver was given the frame or request at this place; 0 if that was
+    /// not seen.
     given: [u64; PLACES],
 }
 
@@ -279,23 +280,23 @@ impl Kept {
         self.times.as_ref().map(|_| ()).ok_or(NotBegun::NoMemory)
     }
 
-    /// Measures no times any more, and drops those that there are.
+    /// Measures no times any more, and drops the times that were measured.
     pub fn end_measure(&mut self) {
         self.times = None;
     }
 
-    /// Returns the times of all that happened, as far as they were measured.
+    /// Returns the times of each activity that was measured.
     pub fn times(&self) -> impl Iterator<Item = (Timed, &Histogram)> {
         let times = self.times.iter().flat_map(|times| Timed::all().zip(&times.of));
         times.filter(|(_, times)| times.count() > 0)
     }
 
-    /// Returns the name of what the driver offers: `nic`, `scsi`, `block` or `other`.
+    /// Returns the name of the driver's kind: `nic`, `scsi`, `block`, `fs` or `other`.
     pub fn kind_name(&self) -> String {
         self.kind.map(offer::kind_name).unwrap_or_default()
     }
 
-    /// Returns the class of what is passed, if the driver offers something.
+    /// Returns the class of the device that the driver offers, if it offers one.
     pub fn class(&self) -> Option<&'static dyn offer::Class> {
         offer::class(self.kind?)
     }
@@ -341,7 +342,7 @@ impl Kept {
         }
     }
 
-    /// Does the same for all that is passed.
+    /// Notes any frame or request that was passed, and its time if times are measured.
     #[inline(never)]
     fn pass_any(&mut self, now: u64, passed: &Passed) {
         match *passed {
@@ -380,7 +381,7 @@ impl Trace {
         self.is_on.load(Ordering::Relaxed)
     }
 
-    /// Returns what it has kept. The driver must not run as long as the caller has that.
+    /// Returns the data that it has kept. The driver must not run as long as the caller has them.
     pub fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock()
     }
@@ -402,7 +403,8 @@ impl Trace {
 static TRACES: Mutex<Vec<Arc<Trace>>> = Mutex::new(Vec::new());
 
 /// Begins to trace the driver called `name`, which may not be loaded yet. An earlier trace of it is
-/// dropped first, and so is the oldest one that has ended if there are too many: they make room.
+/// dropped first. If there are too many traces, the oldest trace that has ended is dropped as well.
+/// This makes room.
 pub fn begin(name: &str, wish: &Wish) -> Result<Arc<Trace>, NotBegun> {
     let mut traces = TRACES.lock();
     let is_on = |trace: &Arc<Trace>| trace.is_on();
@@ -436,8 +438,8 @@ pub fn begin(name: &str, wish: &Wish) -> Result<Arc<Trace>, NotBegun> {
     Ok(trace)
 }
 
-/// Ends the trace of the driver called `name`. What it has kept stays. Returns `false` if the
-/// driver is not traced.
+/// Ends the trace of the driver called `name`. The data that it has kept stay. Returns `false` if
+/// the driver is not traced.
 pub fn end(name: &str) -> bool {
     let ended = of(name).filter(|trace| trace.is_on());
     if let Some(trace) = &ended {
@@ -463,7 +465,7 @@ pub fn end_watch(trace: &Trace) {
     set(&trace.name);
 }
 
-/// Ends this trace, if it is under way, and drops what it has kept.
+/// Ends this trace, if it is under way, and drops its data.
 pub fn forget(trace: &Arc<Trace>) {
     if trace.is_on() {
         trace.turn_off();
@@ -511,7 +513,7 @@ pub fn trace_from_start(domain: &mut Domain) {
         kept.file = Some(domain.file.clone());
     }
     drop(kept);
-    // What it has in hand already is not given to it now.
+    // The frames and requests that it has in hand already are not given to it now.
     if let Some(offer) = &mut domain.offer {
         [Side::Kernel, Side::Driver].into_iter().for_each(|side| offer.passed(side, 0, &mut |_| ()));
     }
@@ -533,8 +535,8 @@ fn record(domain: &Domain, what: What) {
     }
 }
 
-/// Returns the trace of `domain` that is under way. One that was ended while the driver was not
-/// loaded yet is none.
+/// Returns the trace of `domain` that is under way. A trace that was ended while the driver was not
+/// loaded yet does not count.
 fn under_way(domain: &Domain) -> Option<&Trace> {
     domain.trace.as_deref().filter(|trace| trace.is_on())
 }
@@ -580,15 +582,15 @@ pub fn note_woken(domain: &mut Domain) {
     record(domain, What::Woken);
 }
 
-/// Notes what one side has passed to the other.
+/// Notes the frames and requests that one side has passed to the other.
 #[cold]
 #[inline(never)]
 pub fn note_passed(domain: &mut Domain, side: Side) {
     kept_with_passed(&domain.trace, &mut domain.offer, side);
 }
 
-/// Notes what one side has passed to the other, if the trace is under way. Returns what it has
-/// kept, and the time at which it was noted.
+/// Notes the frames and requests that one side has passed to the other, if the trace is under way.
+/// Returns the trace's data, and the time at which they were noted.
 #[inline(always)]
 fn kept_with_passed<'a>(
     trace: &'a Option<Arc<Trace>>,

@@ -1,5 +1,6 @@
-//! Whether a driver may run in ring 0: its file must have shown what this machine's policy demands
-//! ([`crate::evidence`]), and must not have faulted until a person forgives it with `policy`.
+//! Whether a driver may run in ring 0: its file must have the evidence that this machine's policy
+//! demands ([`crate::evidence`]), and must not have a fault that no person has forgiven with
+//! `policy`.
 
 use super::cause::Cause;
 use super::{Domain, Ring, offer, registry};
@@ -68,7 +69,8 @@ pub fn is_banned(name: &str) -> bool {
     NEVER.lock().contains(name)
 }
 
-/// Returns the reason why `domain` may not run in ring 0 whatever it shows, if there is one.
+/// Returns the reason why `domain` may not run in ring 0 regardless of its evidence, if there is
+/// one.
 fn barred(domain: &Domain) -> Option<String> {
     if domain.manifest.flags & RING1_ONLY != 0 || is_banned(&domain.file.name) {
         return Some("it is for ring 1 only".into());

@@ -203,8 +203,8 @@ pub fn end_in_call(cause: Cause) -> ! {
 }
 
 /// Returns whether the driver whose upcall is under way runs in ring 0, and its own code was on top
-/// of the stack when a trap hit: at the instruction, or right below it, if what it jumped to cannot
-/// be executed. **In a service that it has called, the kernel's code is on top.**
+/// of the stack when a trap hit: at the instruction, or right below it, after a jump to an address
+/// that cannot be executed. **In a service that it has called, the kernel's code is on top.**
 pub fn is_trusted_to_blame(why: DriverTrap, frame: &TrapFrame) -> bool {
     let judge = |domain: &mut Domain| {
         let is_own = |address: u64| domain.slot_extent().encloses(Extent::new(address, 1));

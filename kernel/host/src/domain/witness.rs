@@ -1,16 +1,16 @@
-//! What a driver did in ring 1, for the record of its file ([`crate::evidence`]).
+//! The service of a driver in ring 1, for the record of its file ([`crate::evidence`]).
 
 use super::{Domain, Ring};
 use crate::evidence;
 use hw::arch::time;
 
-/// What the record of a driver's file has of the driver.
+/// A driver's contribution to the record of its file.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Witnessed {
     operations: u64,
     /// Until when, in nanoseconds since boot; 0 before the first time.
     until_ns: u64,
-    /// Whether its code or data were changed in memory: it is not what its file says.
+    /// Whether its code or data were changed in memory: it differs from its file then.
     pub is_changed: bool,
     /// Whether a person has moved it into ring 1, where it stays until a person moves it again.
     pub is_held: bool,
@@ -19,8 +19,8 @@ pub struct Witnessed {
 }
 
 impl Domain {
-    /// Counts what the driver did in ring 1 since the last time as served by its file. Must be
-    /// called before the driver changes its ring, and before it ends without a fault.
+    /// Counts the driver's operations and time in ring 1 since the last call, as served by its
+    /// file. Must be called before the driver changes its ring, and before it ends without a fault.
     pub fn witness(&mut self) {
         let (operations, now) = (self.operations(), time::uptime_ns());
         let Witnessed { operations: before, until_ns, is_changed, .. } = self.witnessed;

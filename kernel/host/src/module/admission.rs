@@ -19,8 +19,8 @@ use x86_64::structures::paging::PageTableFlags;
 /// The kinds of code that are refused, worst first.
 const HOLES: [Hole; 3] = [Hole::LocksBitTest, Hole::LoadsNoSegment, Hole::LoadsSs];
 
-/// Refuses a file whose module has another name: otherwise two files could pass for one module, and
-/// a file that is not trusted for one that is.
+/// Refuses a file whose module has another name. Otherwise two files could pass for one module, and
+/// an untrusted file for a trusted one.
 ///
 /// Refuses a segmented module where such domains do not hold ([`confinement`]).
 ///

@@ -16,7 +16,7 @@ use ringfence_core::extent::Extent;
 use ringfence_core::module::{Imports, Module, Segment};
 use spin::Mutex;
 
-/// What a domain found: nothing, or the reason why the kind is refused.
+/// The result of the self-test: nothing, or the reason why the kind is refused.
 static FOUND: Mutex<Option<Result<(), String>>> = Mutex::new(None);
 
 /// Returns nothing if segmented domains hold on this machine, or the reason why they are refused.
@@ -52,7 +52,7 @@ fn run() -> Result<Result<(), String>, LoadError> {
     Ok(domain.upcall(NULL, [0; 3]).map_err(|error| format!("the self-test: {error}")).and_then(judge))
 }
 
-/// Returns what the bits of the code's result mean.
+/// Returns the meaning of the bits of the code's result.
 fn judge(failed: u64) -> Result<(), String> {
     match CHECKS.iter().enumerate().find(|(bit, _)| failed & 1 << bit != 0) {
         Some((_, what)) => Err((*what).to_string()),

@@ -24,7 +24,7 @@ pub enum LoadError {
     Hole(Hole, String),
     /// A parameter from a person does not fit the module: the reason.
     Parameter(String),
-    /// This machine does not keep 32-bit code where it belongs: what is wrong.
+    /// This machine does not keep 32-bit code where it belongs: the reason.
     NotConfined(String),
     /// All slots are taken.
     NoSlot,
@@ -38,7 +38,7 @@ pub enum LoadError {
     /// The only device that the module drives is set aside for good: it could not be stopped when
     /// an earlier driver ended.
     SetAside(Which),
-    /// The module's `init` failed. The call is the last one that a service refused before the
+    /// The module's `init` failed. The call is the last call that a service refused before the
     /// failure, if there is one.
     Init(UpcallError, Option<Call>),
     /// The module failed when it was given the state of the build before.

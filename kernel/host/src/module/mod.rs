@@ -42,7 +42,7 @@ pub fn find(name: &str) -> Result<Handle, LoadError> {
     registry::find(name).ok_or_else(|| LoadError::NotLoaded(name.to_string()))
 }
 
-/// Returns the module file `name`: the one that was pushed last, or else that of the ramdisk.
+/// Returns the module file `name`: the file that was pushed last, or else the file of the ramdisk.
 pub fn file(name: &str) -> Result<File, LoadError> {
     let of_ramdisk = || ramdisk::modules().find(|file| file.name == name);
     pushed::find(name).or_else(of_ramdisk).ok_or_else(|| LoadError::NoFile(name.to_string()))
@@ -58,8 +58,9 @@ pub fn build_for(name: &str, kind: DomainKind) -> Result<File, LoadError> {
 }
 
 /// Returns the file of module `name` for domains of the kind that is `wanted`. If nobody wants one,
-/// the file's name decides. Of two builds that can be loaded, one that was pushed comes before one
-/// of the ramdisk, which may be older. Else the module's preference decides, and then the policy.
+/// the file's name decides. Of two builds that can be loaded, a build that was pushed comes before
+/// a build of the ramdisk, which may be older. Else the module's preference decides, and then the
+/// policy.
 pub fn choose(name: &str, wanted: Option<DomainKind>) -> Result<File, LoadError> {
     if let Some(kind) = wanted {
         return file(&file_name(name, kind));

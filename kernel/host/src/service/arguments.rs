@@ -6,8 +6,8 @@ use hw::space::lifted;
 use log::Level as LogLevel;
 use ringfence_abi::service::{REGISTERS, Refusal};
 
-/// The registers from which arguments are taken, the index of the next one, and what is added to
-/// addresses ([`hw::space::Space::lift`]).
+/// The registers from which arguments are taken, the index of the next one, and the offset that is
+/// added to addresses ([`hw::space::Space::lift`]).
 pub struct Registers(pub [u64; REGISTERS], pub usize, pub u64);
 
 impl Registers {

@@ -3,7 +3,7 @@
 //!
 //! A service is a safe function from the calling domain and the arguments to an answer. A request
 //! that cannot be granted is refused, and the driver goes on. A request that no correct driver
-//! makes is a fault, and ends the driver. **Nothing that a driver passes can panic the kernel.**
+//! makes is a fault, and ends the driver. **No argument of a driver can panic the kernel.**
 //! Interrupts are off while a sandboxed driver's service runs, so services are short and bounded.
 
 use crate::domain::Domain;
@@ -97,7 +97,7 @@ impl From<hw::memory::frames::OutOfMemory> for No {
 }
 
 /// Runs a service that takes `TAKEN` registers, for the domain whose upcall is under way. Returns
-/// what the driver finds in RAX.
+/// the value for the driver's RAX.
 #[inline(always)]
 fn serve<const TAKEN: usize>(
     number: usize,

@@ -1,4 +1,4 @@
-/* What a segmented domain runs to find out whether the machine keeps 32-bit code where it belongs (arch/confinement.rs).
+/* Code of a segmented domain that checks whether 32-bit code is confined (arch/confinement.rs).
    It is data to the kernel, which copies it into such a domain, to the start of the image. Called with the C convention;
    returns in EAX a bit for each check that failed. An address that is not cut off to 32 bits names nothing, and ends the
    domain. */

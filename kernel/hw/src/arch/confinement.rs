@@ -21,7 +21,7 @@ global_asm!(
 
 /// The offset of that word in the code.
 const OFFSET: u64 = 0x100;
-/// What is added to addresses that are as much too low: the sum is more than 4 GiB.
+/// The number that is added to addresses too low by that number: the sum is more than 4 GiB.
 const FAR: u64 = 0x4000_0000;
 /// A word that the code finds at the addresses that it makes. Its lowest bit is 1.
 const VALUE: u32 = 0x5249_4e47;
@@ -31,7 +31,7 @@ unsafe extern "C" {
     static confinement_end: u8;
 }
 
-/// What is checked, in the order of the bits in the code's result: in words, if it failed.
+/// The words for each failed check, in the order of the bits in the code's result.
 pub const CHECKS: [&str; 7] = [
     "32-bit code is decoded as 64-bit code",
     "a base and a displacement are not cut off to 32 bits",

@@ -29,8 +29,8 @@ pub(crate) struct Cpu {
     /// The root with which the kernel goes on: that of the segmented domain that was entered last,
     /// or 0 for its own. While a paged driver runs, that one's is loaded.
     pub(crate) root: Cell<u64>,
-    /// What is added to the addresses in the registers of the driver that was entered last
-    /// ([`crate::space::Space::lift`]): not 0 if it is segmented.
+    /// The offset that is added to the addresses in the registers of the driver that was entered
+    /// last ([`crate::space::Space::lift`]): not 0 if it is segmented.
     pub(crate) lift: Cell<u64>,
     /// Not 0 while a segmented driver runs, from right before the way out of ring 0 until right
     /// behind the way in: a trap meanwhile belongs to the driver. The root says nothing, as the

@@ -60,7 +60,7 @@ gate_enter:
     /* kernel stack, from RSP up:  Caller (arch/gates.rs): R15-R12 | RBP | RBX | driver RIP | driver RSP | continuation */
     mov rcx, [rip + {cpu} + {cpu_domain_cr3}]
     mov cr3, rcx
-    /* What the call pushed is still in the domain's stacks' page: during a service no upcall enters the domain, and a
+    /* The call's frame is still in the stacks' page: no upcall enters the domain meanwhile, and a
        trap pushes into the page of the kernel's root. A service that slept returns through `resume_sandboxed`. */
     mov rsp, {entry_stack_top} - 32
     xor ecx, ecx                        /* clear registers that may hold kernel values */
@@ -149,7 +149,7 @@ gate32_enter:
     shr rdx, 32
     mov r8, [rip + {cpu} + {cpu_domain_cr3}]
     LOAD_ROOT r8                        /* a service may have freed a space, with the kernel's root loaded */
-    /* What the call pushed is still there, for the reason that `gate_enter` gives; the driver cannot name the page. */
+    /* The call's frame is still there, as `gate_enter` explains. No driver can name the page. */
     mov rsp, {entry_stack_top} - 32
     xor ecx, ecx
     /* stacks' page, from RSP up:  driver EIP | DRIVER_CODE | driver ESP | DRIVER_DATA;   EDX:EAX: result */
@@ -236,7 +236,7 @@ into_driver:
     /* stacks' page, from RSP up:  RIP | CS | RFLAGS | RSP | SS */
     iretq
 
-/* Loads the segments of 32-bit code, those that are not there: DS and ES are the driver's data, FS and GS null. R8 and R9
+/* Loads all segments of 32-bit code if one differs: DS, ES driver data; FS, GS null. R8 and R9
    are used. */
 .macro DATA_SEGMENTS
     mov r8d, ds

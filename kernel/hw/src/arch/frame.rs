@@ -3,7 +3,7 @@
 use ringfence_core::descriptor::{DRIVER_CODE, DRIVER_DATA, DRIVER_STACK, KERNEL_CODE};
 use ringfence_core::fault::Exception;
 
-/// The registers that `entry.S` pushes, and those that the CPU has pushed before.
+/// The registers that `entry.S` pushes, and the registers that the CPU has pushed before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 #[allow(missing_docs, reason = "the fields are registers")]
@@ -45,8 +45,8 @@ pub(crate) const SEGMENT: u64 = 0xffff_ffff;
 const RFLAGS_ALWAYS: u64 = 0x202;
 
 impl TrapFrame {
-    /// Gives the segments and flags the values with which a driver goes on in ring 1, whatever they
-    /// were. A segmented driver's addresses are cut off.
+    /// Sets the segments to those of a driver in ring 1, and keeps only the flags that a driver may
+    /// set. A segmented driver's addresses are cut off.
     pub(crate) fn sanitize(&mut self, is_segmented: bool) {
         self.cs = u64::from(DRIVER_CODE);
         self.ss = u64::from(if is_segmented { DRIVER_DATA } else { DRIVER_STACK });

@@ -123,8 +123,8 @@ unsafe extern "C" {
 
     /// Runs a driver in ring 0 until it returns or asks to be ended.
     ///
-    /// The frame's entry point must be that of a trusted domain. Nothing checks what the driver
-    /// does in ring 0: that is what trusting it means.
+    /// The frame's entry point must be that of a trusted domain. The driver's actions in ring 0 are
+    /// not checked: that is the meaning of trust.
     pub fn enter_trusted(frame: *const UpcallFrame) -> UpcallEnd;
 
     /// Ends the upcall that is under way: [`enter_sandboxed`] or [`enter_trusted`] returns with

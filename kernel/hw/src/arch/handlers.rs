@@ -20,7 +20,7 @@ pub enum DriverTrap {
     Overrun,
 }
 
-/// What becomes of a driver that an exception has hit.
+/// The fate of a driver that an exception has hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The exception ends it.
@@ -67,7 +67,7 @@ pub struct Handlers {
 
 static HANDLERS: Once<&Handlers> = Once::new();
 
-/// Installs the functions, before anything that calls them.
+/// Installs the functions, before the first call of one.
 pub fn install(handlers: &'static Handlers) {
     HANDLERS.call_once(|| handlers);
 }

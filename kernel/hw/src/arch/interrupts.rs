@@ -134,7 +134,7 @@ pub fn release(lines: u64) {
     each(lines).for_each(|line| set_masked(line, false));
 }
 
-/// Unmasks lines, except those that are held back.
+/// Unmasks lines, except the lines that are held back.
 pub fn unmask(lines: u64) {
     each(lines & !HELD.load(Ordering::Relaxed)).for_each(|line| set_masked(line, false));
 }

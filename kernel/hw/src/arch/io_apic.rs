@@ -61,7 +61,7 @@ pub(super) fn init(registers: u64, pins: [Option<Pin>; WIRES as usize]) -> bool 
     if last == 0xff || pins.iter().flatten().any(|pin| u32::from(pin.number) > last) {
         return false;
     }
-    // Mask all pins, whatever firmware has set up.
+    // Mask all pins: firmware may have set them up.
     for pin in 0..=last {
         write(FIRST_PIN + 2 * pin, MASKED);
     }

@@ -55,8 +55,8 @@ fn base() -> u64 {
     msr::APIC_BASE.read()
 }
 
-/// Makes the local APIC let the external controllers' interrupts through, whatever firmware has set
-/// up (virtual wire mode: MultiProcessor Specification 1.4, 3.6.2.2).
+/// Makes the local APIC let the external controllers' interrupts through, after any setup by
+/// firmware (virtual wire mode: MultiProcessor Specification 1.4, 3.6.2.2).
 pub fn let_external_through() {
     /// The APIC is enabled; vector 255 is for spurious interrupts, which an external controller
     /// does not cause.

@@ -1,4 +1,4 @@
-//! Everything that depends on the CPU.
+//! The code that depends on the CPU.
 //!
 //! * [`entry_area`]: the pages that every root maps: entry text, GDT, IDT, TSS, LDT, entry stacks
 //! * `entry.S`, [`gates`]: every way into the kernel and out of it
@@ -13,7 +13,7 @@
 //! * [`clock`], [`time`]: counters with a known rate; the TSC and the tick, which depend on them
 //! * [`uart`]: serial ports
 //! * [`watch`]: breakpoints on an instruction and on memory
-//! * [`confinement`]: what a segmented domain tries at boot
+//! * [`confinement`]: the checks that a segmented domain runs at boot
 //! * `bench`, `hazard`: code for measurements and tests only, behind features
 //! * [`power`]: the end of the machine
 //! * [`tcg`]: behaviour of QEMU's emulation that no CPU has

@@ -56,7 +56,7 @@ pub fn end(ending: Ending) -> ! {
 /// Set once the kernel has panicked.
 static PANICKED: AtomicBool = AtomicBool::new(false);
 
-/// Notes that the kernel has panicked: nothing that was under way goes on. Returns `false` if it
+/// Notes that the kernel has panicked: no work that was under way goes on. Returns `false` if it
 /// was noted before.
 pub(crate) fn note_panic() -> bool {
     x86_64::instructions::interrupts::disable();

@@ -120,7 +120,7 @@ pub fn tick() {
     }
 }
 
-/// Takes `count` ticks from those that the upcall under way may still use.
+/// Takes `count` ticks from the ticks that the upcall under way may still use.
 fn take_ticks(count: u32) {
     let less = |left: u32| Some(left.saturating_sub(count));
     // The closure always returns a value, so the update cannot fail.

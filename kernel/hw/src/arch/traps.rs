@@ -6,7 +6,7 @@
 //! domain's root, a word of the kernel's tells ([`super::cpu::Cpu::in_segment`]). Any other trap
 //! belongs to the kernel. A trusted driver is part of the kernel by choice: it is ended for a trap
 //! only if its own code was on top of the stack, so that nothing of the kernel's was under way.
-//! What it did to the kernel's memory before, nobody knows.
+//! Its earlier writes to the kernel's memory are unknown.
 
 use super::cpu;
 use super::entry_area;
@@ -56,7 +56,8 @@ pub(super) extern "C" fn trap_from_kernel(frame: &TrapFrame) {
 /// while the driver does not run.
 pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
     let mut copy = *frame;
-    // What a driver and its report know by the addresses of its slot, its registers name without.
+    // The kernel and the report name a segmented driver's memory by the addresses of its slot. The
+    // driver's registers hold addresses without that of the slot.
     let lift = cpu::this().lift.get();
     if lift != 0 && copy.is_outside_ring_0() {
         copy.rip = copy.rip & SEGMENT | lift;

@@ -18,7 +18,7 @@ const ALL_SENT: u8 = 1 << 6;
 /// Bytes that can be sent at once when the port reports that it can send.
 pub const FIFO_BYTES: usize = 16;
 
-/// What input a port expects.
+/// The kind of input that a port expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listens {
     /// A person's keys: none may be lost.
@@ -60,7 +60,7 @@ impl Uart {
         const RECEIVE_INTERRUPT: u8 = 1;
         /// DTR, RTS, and OUT2, which lets the interrupt out.
         const READY: u8 = 0b1011;
-        // A missing port keeps no value, whatever its reads return.
+        // A missing port does not keep both values, whichever byte its reads return.
         let keeps = |value| {
             self.write(SCRATCH, value);
             self.read(SCRATCH) == value

@@ -103,7 +103,8 @@ pub fn drain() {
     PORT.drain();
 }
 
-/// Prepares for a panic's output: from here on all output is shown, whatever was under way.
+/// Prepares for a panic's output: from here on all output is shown, even if it was muted or
+/// captured.
 pub(crate) fn take_over() {
     MUTED.store(0, Ordering::Relaxed);
     // The values are not dropped, as that takes the heap's lock. The typed line is not shown again,
@@ -318,7 +319,7 @@ impl Write for Console {
 
 /// Writes formatted text to the console.
 pub fn print(arguments: fmt::Arguments) {
-    // The console itself does not fail; a failing `Display` has printed what it could.
+    // The console itself does not fail; a failing `Display` has printed a part of its text.
     let _ = Console.write_fmt(arguments);
 }
 

@@ -396,7 +396,7 @@ pub fn forget_unowned(requester: PciAddress) {
     }
 }
 
-/// Forgets all faults of a source, including those that its unit has not reported yet.
+/// Forgets all faults of a source, including faults that its unit has not reported yet.
 fn forget_source(source: u16) {
     take_down();
     let mut faults = FAULTS.lock();

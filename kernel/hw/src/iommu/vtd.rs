@@ -85,7 +85,8 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Turns on the unit at physical address `registers`, whatever state firmware has left it in.
+    /// Turns on the unit at physical address `registers`, which firmware may have left in any
+    /// state.
     pub fn start(registers: u64) -> Result<Unit, Unusable> {
         let registers = Registers::at(registers, reg::BYTES).ok_or(Unusable::NoRegisters)?;
         let (capability, extended) = (registers.read64(reg::CAPABILITY), registers.read64(reg::EXTENDED_CAPABILITY));
@@ -139,7 +140,7 @@ impl Unit {
     }
 
     /// Writes one more bit to the command register: it gives an order, or turns something on.
-    /// Everything that is on stays on.
+    /// All functions that are on stay on.
     fn command(&self, bit: u32) {
         let on = self.registers.read32(reg::STATUS) & bit::KEPT;
         self.registers.write32(reg::COMMAND, on | bit);

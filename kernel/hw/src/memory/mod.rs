@@ -108,8 +108,8 @@ pub fn kernel_page(address: u64) -> Option<(u64, x86_64::structures::paging::Pag
     Root::kernel().translate(address)
 }
 
-/// Returns whether the frame at `pa` holds a page table of the kernel's root, including those that
-/// a domain shares with it.
+/// Returns whether the frame at `pa` holds a page table of the kernel's root. The tables that a
+/// domain shares with it count as well.
 pub fn is_table(pa: u64) -> bool {
     Root::kernel().has_table(pa)
 }
@@ -178,7 +178,7 @@ const HEAP_RESERVE: usize = 1 << 20;
 /// Gives up memory of the heap that is of use, but not needed.
 static RECLAIM: Once<fn()> = Once::new();
 
-/// Installs what gives up memory that is not needed, when there is no room for something else. It
+/// Installs the function that gives up unneeded memory when there is no room for other memory. It
 /// must not wait for a lock.
 pub fn install_reclaim(reclaim: fn()) {
     RECLAIM.call_once(|| reclaim);

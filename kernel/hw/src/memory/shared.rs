@@ -95,7 +95,7 @@ impl SharedMemory {
         if self.has(offset, len_bytes) {
             let (first, end) =
                 (self.start.wrapping_add(offset) as usize & !(LINE - 1), self.start as usize + offset + len_bytes);
-            // SAFETY: writing lines back changes nothing that a program sees.
+            // SAFETY: writing lines back changes no value that a program reads.
             unsafe {
                 for line in (first..end).step_by(LINE) {
                     core::arch::asm!("clflush [{}]", in(reg) line, options(nostack, preserves_flags));

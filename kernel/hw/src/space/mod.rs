@@ -6,9 +6,8 @@
 //!
 //! **The root of a segmented domain maps the slot a second time, from address 0 on, and the kernel
 //! as well**: the domain's 32-bit code cannot name an address from 4 GiB on. The kernel goes on
-//! with this root in CR3 until it enters another domain. What the kernel knows of the domain's
-//! memory, it knows by the addresses in the slot, as those of any other; only registers hold the
-//! others.
+//! with this root in CR3 until it enters another domain. It names the domain's memory by the
+//! addresses in the slot, as it does for any other domain. Only registers hold the other addresses.
 
 #[cfg(feature = "bench")]
 mod bench;
@@ -81,8 +80,8 @@ pub struct Space {
     /// False once the space has a successor, which owns the slot from then on.
     has_slot: bool,
     ring: Ring,
-    /// What is added to the addresses in the driver's registers to get those that the kernel uses:
-    /// the address of the slot, which a segmented driver does not know, or 0.
+    /// The offset that is added to the addresses in the driver's registers to get the kernel's
+    /// addresses: the address of the slot, which a segmented driver does not know, or 0.
     lift: u64,
     /// The table that joins a segmented domain's half of the top 512 GiB with the kernel's.
     between: Option<Frames>,
@@ -112,7 +111,7 @@ const _: () = assert!((SERVICE_COUNT as u64 + 1) * STUB_BYTES <= PAGE_SIZE);
 /// The word of the stack's last page that a driver's first RSP points to ([`Space::first_rsp`]).
 const FIRST_RSP_WORD: usize = (PAGE_SIZE as usize - 16) / size_of::<u64>() - 1;
 
-/// Returns the address by which the kernel knows what a driver names by `address`. `lift` is the
+/// Returns the kernel's address of the memory that a driver names by `address`. `lift` is the
 /// domain's ([`Space::lift`]). A segmented driver names its memory without the address of its slot,
 /// or as a service has returned it.
 #[inline(always)]
@@ -128,7 +127,7 @@ impl Space {
         let between = if kind == DomainKind::Segmented { Some(frame()?) } else { None };
         let (root, slot_table, entry_table, ldt, stacks) = (frame()?, frame()?, frame()?, frame()?, frame()?);
         let Some(slot) = before.and_then(Space::leave_slot).or_else(take_slot) else { return Ok(None) };
-        // On an error from here on, `space` is dropped, which frees everything that it has by then.
+        // On an error from here on, `space` is dropped, which frees its slot and its memory.
         let mut space = Space {
             slot,
             has_slot: true,
@@ -192,14 +191,14 @@ impl Space {
         if self.lift == 0 { DomainKind::Paged } else { DomainKind::Segmented }
     }
 
-    /// Returns what is added to the addresses in the driver's registers to get those that the
-    /// kernel uses: the address of a segmented domain's slot, or 0.
+    /// Returns the offset that is added to the addresses in the driver's registers to get the
+    /// kernel's addresses: the address of a segmented domain's slot, or 0.
     #[inline(always)]
     pub fn lift(&self) -> u64 {
         self.lift
     }
 
-    /// Returns the linear address at which the driver has what is at `address` in its slot.
+    /// Returns the linear address by which the driver names the byte at `address` in its slot.
     pub fn linear(&self, address: u64) -> u64 {
         address.wrapping_sub(self.lift)
     }
@@ -529,8 +528,8 @@ impl Space {
         self.table().translate(address)
     }
 
-    /// Writes `bytes` at `start`, whatever the domain's own rights are. Returns `false` if some of
-    /// them are outside the slot, or a page is not the domain's memory.
+    /// Writes `bytes` at `start`, even if the domain itself may not write there. Returns `false` if
+    /// some of them are outside the slot, or a page is not the domain's memory.
     pub fn write(&self, start: u64, bytes: &[u8]) -> bool {
         if !self.is_in_slot(start, bytes.len() as u64) {
             return false;

@@ -1,16 +1,16 @@
 //! The accesses of a driver to its device's registers, seen one by one.
 //!
 //! Pages of registers are made not present, and ports are closed. So an access raises an exception.
-//! What it needs is then opened for one instruction: the flags of the driver have TF set, and the
-//! debug exception behind that instruction closes everything again. The driver notices nothing but
-//! the time that this takes, and all other drivers run on as they do.
+//! The page or the ports are then opened for one instruction: the flags of the driver have TF set,
+//! and the debug exception behind that instruction closes everything again. The driver notices
+//! nothing but the time that this takes, and all other drivers run on as they do.
 //!
 //! The value is in a general register, before or after the instruction. If it is not, as with `or
 //! [register], 1`, a page of memory stands in for the page of registers. The kernel reads the
 //! device's register into it before the instruction, and writes it back behind it.
 //!
-//! **Only what the driver was given is ever opened**: pages and ports stay those of its device. A
-//! trusted driver is not watched, as its accesses would be exceptions of the kernel.
+//! **Only pages and ports of the driver's device are ever opened.** A trusted driver is not
+//! watched, as its accesses would be exceptions of the kernel.
 
 use super::device::DriverPorts;
 use super::{Ring, Space, rights};
@@ -28,7 +28,7 @@ use ringfence_core::extent::Extent;
 use ringfence_core::port_bitmap::Ports;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-/// What a driver accesses.
+/// A place that a driver accesses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// An address in its slot.
@@ -43,7 +43,7 @@ const MOST: usize = 4;
 /// The accesses of an instruction that were let through.
 #[derive(Debug, Default)]
 pub struct Accesses {
-    /// The places, and what is done there.
+    /// The places, and the access to each.
     pub all: Few<(Place, Access), MOST>,
     /// The address of the instruction.
     pub rip: u64,
@@ -71,8 +71,7 @@ impl Watched {
     }
 }
 
-/// Returns the rights of a page of registers that is watched: those that it has, but for being
-/// there.
+/// Returns the rights of a page of registers that is watched: its usual rights without `PRESENT`.
 const fn hidden() -> Flags {
     rights::DEVICE.difference(Flags::PRESENT)
 }
@@ -120,9 +119,10 @@ impl Space {
         self.watched = Watched::default();
     }
 
-    /// Opens what is at `place` for the instruction at `frame`'s RIP, until [`Space::accessed`], if
-    /// it is watched. The frame then has TF set. Returns `false` if it is not, or if it is open
-    /// already: then another reason than the watch has raised the exception.
+    /// Opens the registers at `place` for the instruction at `frame`'s RIP, until
+    /// [`Space::accessed`], if they are watched. The frame then has TF set. Returns `false` if they
+    /// are not, or if they are open already: then another reason than the watch has raised the
+    /// exception. Returns `false` also if the instruction accesses too many places.
     ///
     /// If the access has no value yet, the kernel makes it on the driver's behalf.
     pub fn let_through(&mut self, place: Place, access: Access, frame: &mut TrapFrame) -> bool {
@@ -188,8 +188,8 @@ impl Space {
         is_there
     }
 
-    /// Closes what is open behind the instruction, whose debug exception has `frame`, and takes TF
-    /// back. Returns what was accessed.
+    /// Closes the registers that are open, behind the instruction whose debug exception has
+    /// `frame`, and takes TF back. Returns the accesses of the instruction.
     pub fn accessed(&mut self, frame: &mut TrapFrame) -> Accesses {
         let mut accesses = core::mem::take(&mut self.watched.open);
         for (place, access) in &mut accesses.all {
@@ -212,7 +212,7 @@ impl Space {
         accesses
     }
 
-    /// Closes what is open for an instruction that was not executed.
+    /// Closes the registers that are open for an instruction that was not executed.
     pub fn hide_again(&mut self) {
         let Accesses { all, .. } = core::mem::take(&mut self.watched.open);
         self.watched.stands_in = None;

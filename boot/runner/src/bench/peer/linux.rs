@@ -13,7 +13,7 @@ use std::process::Command;
 
 /// The package that depends on the current kernel.
 const META_PACKAGE: &str = "linux-image-amd64";
-/// Memory of the machine in MiB: Debian's kernel does not start with what Ringfence needs.
+/// Memory of the machine in MiB. Debian's kernel needs more of it than Ringfence.
 const MEMORY_MIB: u32 = 512;
 
 /// QEMU's devices and the modules that drive them.
@@ -57,7 +57,7 @@ impl Linux {
                 dependency()
             })?;
             output::complain(&format!("bench: fetching {package}"));
-            // What an earlier attempt left is not trusted.
+            // The files of an earlier attempt are not trusted.
             let _ = fs::remove_dir_all(&folder);
             fs::create_dir_all(&folder)?;
             let mut download = Command::new("apt-get");
@@ -99,7 +99,7 @@ impl Linux {
         let other = Other {
             kernel: self.kernel.clone(),
             initrd,
-            // What the kernel does not know it puts into the program's environment.
+            // The kernel puts options that it does not know into the program's environment.
             command_line: format!(
                 "console=ttyS0 panic=-1 ipv6.disable=1 quiet filesystems=1{}",
                 if machine.icount { " instructions=1" } else { "" }
@@ -108,7 +108,7 @@ impl Linux {
         Ok(Machine { other: Some(other), memory: MEMORY_MIB.max(machine.memory), ..machine.clone() })
     }
 
-    /// Adds a module to `order`, behind all that it depends on.
+    /// Adds a module to `order`, behind the modules that it depends on.
     fn add(&self, name: &str, order: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
         let name = name.replace('-', "_");
         if order.iter().any(|(known, _)| *known == name) {

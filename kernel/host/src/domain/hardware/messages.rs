@@ -85,7 +85,7 @@ impl Messages {
 }
 
 fn control(function: &Function, bits: u32) {
-    // Whatever the device sends, the IOMMU passes only the messages that the device was given.
+    // Of the device's messages, the IOMMU passes only the messages that the device was given.
     function.control_messages(ENABLE | MASK_ALL, bits);
 }
 

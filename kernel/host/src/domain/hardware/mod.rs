@@ -140,7 +140,7 @@ impl fmt::Display for Which {
     }
 }
 
-/// The state of a piece of hardware: who has it.
+/// The state of a piece of hardware: whether a domain has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// No domain has it.

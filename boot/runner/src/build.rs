@@ -10,7 +10,7 @@ use crate::toolchain::{BUILT_AS, TARGET, TARGET_32, Toolchain};
 use crate::{holes, output, project, target};
 use anyhow::{Context, Result, bail};
 use ringfence_abi::layout::{IMAGE, STUB_BYTES, STUBS};
-use ringfence_abi::manifest::SEGMENTED_SUFFIX;
+use ringfence_abi::manifest::{DomainKind, SEGMENTED_SUFFIX};
 use ringfence_abi::service::SERVICES;
 use ringfence_core::module::Module as Parsed;
 use std::fs;
@@ -71,6 +71,12 @@ fn built(dir: &Path, file: &str) -> PathBuf {
     dir.join(TARGET).join("release").join(file)
 }
 
+/// Returns the place of a package's archive for a kind of domain below one of these folders.
+fn built_for(kind: DomainKind, dir: &Path, package: &str) -> PathBuf {
+    let target = if kind == DomainKind::Segmented { TARGET_32 } else { TARGET };
+    dir.join(target).join("release").join(format!("lib{}.a", package.replace('-', "_")))
+}
+
 /// Builds everything. `quiet` hides the compiler's messages unless it fails.
 pub fn system(quiet: bool) -> Result<System> {
     let toolchain = Toolchain::find()?;
@@ -106,7 +112,11 @@ fn modules(toolchain: &Toolchain, quiet: bool) -> Result<Vec<Module>> {
     let sources = module_sources()?;
     let paged: Vec<_> = sources.iter().filter(|(name, _)| !SEGMENTED_ONLY.contains(&name.as_str())).collect();
     let mut modules = some_modules(toolchain, &paged, quiet)?;
-    modules.extend(segmented_modules(toolchain, &sources, quiet)?);
+    if toolchain.has_32() {
+        let is_segmented = |name: &str| SEGMENTED.contains(&name) || SEGMENTED_ONLY.contains(&name);
+        let segmented: Vec<_> = sources.iter().filter(|(name, _)| is_segmented(name)).collect();
+        modules.extend(segmented_modules(toolchain, &segmented, quiet)?);
+    }
     Ok(modules)
 }
 
@@ -124,7 +134,7 @@ fn some_modules(toolchain: &Toolchain, names: &[&(String, Source)], quiet: bool)
     let mut modules = Vec::new();
     for (name, source) in names {
         let objects = match source {
-            Source::Package(package) => vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))],
+            Source::Package(package) => vec![built_for(DomainKind::Paged, &dir, package)],
             Source::C(folder) => compile_c(name, folder, &target(), &[])?,
         };
         let other = |way: &Way| match source {
@@ -136,20 +146,29 @@ fn some_modules(toolchain: &Toolchain, names: &[&(String, Source)], quiet: bool)
     Ok(modules)
 }
 
-/// Builds the project's modules for segmented domains that are among `names`, if the compiler has
-/// their target.
-fn segmented_modules(toolchain: &Toolchain, names: &[(String, Source)], quiet: bool) -> Result<Vec<Module>> {
-    let is_wanted = |name: &str| SEGMENTED.contains(&name) || SEGMENTED_ONLY.contains(&name);
-    let wanted: Vec<&(String, Source)> = names.iter().filter(|(name, _)| is_wanted(name)).collect();
-    if wanted.is_empty() || !toolchain.has_32() {
-        return Ok(Vec::new());
-    }
-    let packages: Vec<&str> = wanted.iter().filter_map(|(_, source)| source.package()).collect();
+/// Builds these modules of the project for segmented domains.
+fn segmented_modules(toolchain: &Toolchain, names: &[&(String, Source)], quiet: bool) -> Result<Vec<Module>> {
+    let packages: Vec<&str> = names.iter().filter_map(|(_, source)| source.package()).collect();
     if !packages.is_empty() {
         let mut cargo = toolchain.cargo_32("build", &segmented());
         run(cargo.arg("--release").args(packages.iter().flat_map(|package| ["-p", package])), quiet)?;
     }
-    wanted.into_iter().map(|(name, source)| segmented_module(toolchain, name, source)).collect()
+    let objects = |name: &str, source: &Source, way: Option<&Way>| match source {
+        Source::Package(package) => {
+            let dir = if way.is_none() { segmented() } else { target().join("segmented-otherwise") };
+            if let Some(way) = way {
+                let mut cargo = toolchain.cargo_32("rustc", &dir);
+                run(cargo.args(["--release", "-p", package, "--", "-C", way.rust]), true)?;
+            }
+            Ok(vec![built_for(DomainKind::Segmented, &dir, package)])
+        }
+        Source::C(source) => compile_c_for(DomainKind::Segmented, name, source, &segmented(), way),
+    };
+    let module = |(name, source): &&(String, Source)| {
+        let usual = objects(name, source, None)?;
+        link_segmented(toolchain, name, &target(), &usual, |way| objects(name, source, Some(way)))
+    };
+    names.iter().map(module).collect()
 }
 
 /// Returns the folder for builds of modules for segmented domains.
@@ -157,31 +176,21 @@ fn segmented() -> PathBuf {
     target().join("bare-segmented")
 }
 
-/// Links a module for segmented domains, whose package is built: a 32-bit executable at its place
-/// in the slot. The addresses of the services' stubs are known, so that nothing is left to
-/// relocate; a symbol of a service is defined only if the module refers to it, and that is its
-/// request.
-fn segmented_module(toolchain: &Toolchain, name: &str, source: &Source) -> Result<Module> {
-    let archive = |dir: &Path, package: &str| {
-        vec![dir.join(TARGET_32).join("release").join(format!("lib{}.a", package.replace('-', "_")))]
-    };
-    let objects = match source {
-        Source::Package(package) => archive(&segmented(), package),
-        Source::C(source) => compile_c(name, source, &segmented(), &C_FLAGS_32)?,
-    };
-    let otherwise = |way: &Way| match source {
-        Source::Package(package) => {
-            let dir = target().join("segmented-otherwise");
-            let mut cargo = toolchain.cargo_32("rustc", &dir);
-            run(cargo.args(["--release", "-p", package, "--", "-C", way.rust]), true)?;
-            Ok(archive(&dir, package))
-        }
-        Source::C(source) => compile_c(name, source, &segmented(), &[&C_FLAGS_32[..], &[way.c]].concat()),
-    };
+/// Links a module for segmented domains in `folder`: a 32-bit executable at its place in the slot.
+/// The addresses of the services' stubs are known, so that nothing is left to relocate; a symbol of
+/// a service is defined only if the module refers to it, and that is its request.
+fn link_segmented(
+    toolchain: &Toolchain,
+    name: &str,
+    folder: &Path,
+    objects: &[PathBuf],
+    compile_otherwise: impl Fn(&Way) -> Result<Vec<PathBuf>>,
+) -> Result<Module> {
+    fs::create_dir_all(folder)?;
     let name = format!("{name}{SEGMENTED_SUFFIX}");
-    let [packed, debug, linked] = ["rfm", "debug", "linked"].map(|end| target().join(format!("{name}.{end}")));
+    let [packed, debug, linked] = ["rfm", "debug", "linked"].map(|end| folder.join(format!("{name}.{end}")));
     let module = Module { name: name.clone(), debug: debug.clone(), packed: packed.clone() };
-    let stamped = stamp(&objects)?;
+    let stamped = stamp(objects)?;
     if debug.is_file() && packed.is_file() && fs::read_to_string(&linked).is_ok_and(|old| old == stamped) {
         refuse_refused(&name, &module)?;
         return Ok(module);
@@ -213,7 +222,7 @@ fn segmented_module(toolchain: &Toolchain, name: &str, source: &Source) -> Resul
         anyhow::Ok(Parsed::parse(&bytes).is_ok_and(|module| module.holes().next().is_none()))
     };
     'ways: for way in std::iter::once(None).chain(WAYS.iter().map(Some)) {
-        let objects = way.map_or_else(|| Ok(objects.clone()), &otherwise)?;
+        let objects = way.map_or_else(|| Ok(objects.to_vec()), &compile_otherwise)?;
         for order in 0..MOST_ORDERS {
             if is_clean(&objects, order)? {
                 break 'ways;
@@ -270,32 +279,53 @@ pub fn lint_module(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the module in a folder outside the project's drivers: a Rust package that depends on the
-/// SDK by its path, or files in C and C++.
-pub fn module(folder: &Path) -> Result<Module> {
-    match folder.join("Cargo.toml").is_file() {
-        true => module_in_rust(folder, &outside(), &[], &[]),
-        false => module_in_c(folder),
+/// Returns the folder of a module's sources at `path`, and the kind of domain to build it for:
+/// `.32` behind the folder's name stands for segmented domains. `None` if there is no folder.
+fn folder_at(path: &Path) -> Option<(&Path, DomainKind)> {
+    if path.is_dir() {
+        return Some((path, DomainKind::Paged));
     }
+    let folder = Path::new(path.to_str()?.strip_suffix(SEGMENTED_SUFFIX)?);
+    folder.is_dir().then_some((folder, DomainKind::Segmented))
+}
+
+/// Returns whether there is a folder for [`module`].
+pub fn is_folder(path: &Path) -> bool {
+    folder_at(path).is_some()
+}
+
+/// Builds the module in a folder outside the project's drivers: a Rust package that depends on the
+/// SDK by its path, or files in C and C++. With `.32` behind the folder's name, the module is built
+/// for segmented domains.
+pub fn module(path: &Path) -> Result<Module> {
+    let (folder, kind) = folder_at(path).with_context(|| format!("there is no folder {}", path.display()))?;
+    match folder.join("Cargo.toml").is_file() {
+        true => module_in_rust(folder, kind, &outside(), &[], &[]),
+        false => module_in_c_for(folder, kind),
+    }
+}
+
+/// Finds the toolchain, which must build for this kind of domain.
+fn toolchain_for(kind: DomainKind) -> Result<Toolchain> {
+    let toolchain = Toolchain::find()?;
+    if kind == DomainKind::Segmented && !toolchain.has_32() {
+        bail!("the compiler has no target {TARGET_32}; 'make setup' adds it");
+    }
+    Ok(toolchain)
 }
 
 /// Builds the project's module called `source`, with `.32` behind the name for segmented domains,
 /// or the module in the folder `source`, whose path has a `/`. Shows the compiler's messages.
 pub fn one(source: &str) -> Result<Module> {
     if source.contains('/') {
-        let folder = Path::new(source);
-        if !folder.is_dir() {
-            bail!("there is no folder {source}");
-        }
-        return module(folder);
+        return module(Path::new(source));
     }
     let own = source.strip_suffix(SEGMENTED_SUFFIX).unwrap_or(source);
     let sources: Vec<_> = module_sources()?.into_iter().filter(|(name, _)| name == own).collect();
-    let toolchain = Toolchain::find()?;
+    let sources: Vec<_> = sources.iter().collect();
     let built = match own != source || SEGMENTED_ONLY.contains(&source) {
-        true if !toolchain.has_32() => bail!("the compiler has no target {TARGET_32}; 'make setup' adds it"),
-        true => segmented_modules(&toolchain, &sources, false)?,
-        false => some_modules(&toolchain, &sources.iter().collect::<Vec<_>>(), false)?,
+        true => segmented_modules(&toolchain_for(DomainKind::Segmented)?, &sources, false)?,
+        false => some_modules(&Toolchain::find()?, &sources, false)?,
     };
     built.into_iter().next().with_context(|| format!("there is no module '{source}' in drivers/"))
 }
@@ -308,7 +338,8 @@ pub fn recording(source: &str) -> Result<Module> {
     if !folder.join("Cargo.toml").is_file() {
         bail!("{source} is neither a driver of this project in Rust nor a folder with one");
     }
-    module_in_rust(&folder, &target().join("recording"), &["--features", "ringfence-sdk/record"], &[])
+    let features = ["--features", "ringfence-sdk/record"];
+    module_in_rust(&folder, DomainKind::Paged, &target().join("recording"), &features, &[])
 }
 
 /// Builds the module called `source`, or in the folder `source`, without optimization, so that a
@@ -318,7 +349,7 @@ pub fn for_debugger(source: &str) -> Result<Module> {
     let folder = if own.is_dir() && !source.contains('/') { own } else { PathBuf::from(source) };
     let to = target().join("debugger");
     if folder.join("Cargo.toml").is_file() {
-        return module_in_rust(&folder, &to, &[], &[("OPT_LEVEL", "0"), ("LTO", "false")]);
+        return module_in_rust(&folder, DomainKind::Paged, &to, &[], &[("OPT_LEVEL", "0"), ("LTO", "false")]);
     }
     if !folder.is_dir() {
         bail!("{source} is neither a driver of this project nor a folder with one");
@@ -329,11 +360,17 @@ pub fn for_debugger(source: &str) -> Result<Module> {
     link(&Toolchain::find()?, &name, &to, &objects, |_| Ok(objects.clone()))
 }
 
-/// Builds the Rust module in `folder` into the folder `to`, with these arguments for cargo, and
-/// with these settings of the profile in the place of the usual ones.
-fn module_in_rust(folder: &Path, to: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> Result<Module> {
+/// Builds the Rust module in `folder` for a kind of domain into the folder `to`, with these
+/// arguments for cargo, and with these settings of the profile in the place of the usual ones.
+fn module_in_rust(
+    folder: &Path,
+    kind: DomainKind,
+    to: &Path,
+    arguments: &[&str],
+    settings: &[(&str, &str)],
+) -> Result<Module> {
     let manifest = folder.join("Cargo.toml").canonicalize()?;
-    let toolchain = Toolchain::find()?;
+    let toolchain = toolchain_for(kind)?;
     let package = package_name(&manifest)?;
     let name = package.strip_prefix("rf-").unwrap_or(&package).to_string();
     // Cargo takes packages of the same name and version in two folders for one, and would not build
@@ -343,7 +380,10 @@ fn module_in_rust(folder: &Path, to: &Path, arguments: &[&str], settings: &[(&st
     let metadata = format!("metadata={:x}", hasher.finish());
     let compile = |way: Option<&Way>| {
         let dir = to.join(if way.is_none() { "usual" } else { "otherwise" });
-        let mut cargo = toolchain.cargo("rustc", &dir);
+        let mut cargo = match kind {
+            DomainKind::Paged => toolchain.cargo("rustc", &dir),
+            DomainKind::Segmented => toolchain.cargo_32("rustc", &dir),
+        };
         // The same settings as for the project's own packages.
         for (setting, value) in [
             ("PANIC", "abort"),
@@ -362,9 +402,9 @@ fn module_in_rust(folder: &Path, to: &Path, arguments: &[&str], settings: &[(&st
         cargo.args(arguments);
         cargo.args(["--", "-C", &metadata]).args(way.map_or(Vec::new(), |way| vec!["-C", way.rust]));
         run(&mut cargo, way.is_some())?;
-        Ok(vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))])
+        Ok(vec![built_for(kind, &dir, &package)])
     };
-    link(&toolchain, &name, to, &compile(None)?, |way| compile(Some(way)))
+    link_for(kind, &toolchain, &name, to, &compile(None)?, |way| compile(Some(way)))
 }
 
 /// Returns the folder for modules from outside the project, whose names may equal those of the
@@ -427,10 +467,24 @@ fn module_sources() -> Result<Vec<(String, Source)>> {
 /// Builds a module from a file in C or C++, or from all such files in a folder. The module has the
 /// name of the file or the folder.
 pub fn module_in_c(source: &Path) -> Result<Module> {
+    module_in_c_for(source, DomainKind::Paged)
+}
+
+fn module_in_c_for(source: &Path, kind: DomainKind) -> Result<Module> {
+    let toolchain = toolchain_for(kind)?;
     let name = source.file_stem().context("the file has no name")?.to_string_lossy().into_owned();
     let source = CSource(source.to_path_buf());
-    let compile = |flags: &[&str]| compile_c(&name, &source, &outside(), flags);
-    link(&Toolchain::find()?, &name, &outside(), &compile(&[])?, |way| compile(&[way.c]))
+    // The objects of both kinds have the same names.
+    let objects = outside().join(kind.name());
+    let compile = |way: Option<&Way>| compile_c_for(kind, &name, &source, &objects, way);
+    link_for(kind, &toolchain, &name, &outside(), &compile(None)?, |way| compile(Some(way)))
+}
+
+/// Compiles a module's C and C++ files for a kind of domain into folder `to`.
+fn compile_c_for(kind: DomainKind, name: &str, source: &CSource, to: &Path, way: Option<&Way>) -> Result<Vec<PathBuf>> {
+    let for_kind = if kind == DomainKind::Segmented { &C_FLAGS_32[..] } else { &[] };
+    let flags: Vec<&str> = for_kind.iter().copied().chain(way.map(|way| way.c)).collect();
+    compile_c(name, source, to, &flags)
 }
 
 /// Compiles a Rust module in another way. The usual build of the module stays. Its dependencies are
@@ -439,7 +493,7 @@ fn compile_otherwise(toolchain: &Toolchain, package: &str, way: &Way) -> Result<
     let dir = target().join("modules-otherwise");
     let mut cargo = toolchain.cargo("rustc", &dir);
     run(cargo.args(["--release", "-p", package, "--", "-C", way.rust]), true)?;
-    Ok(vec![built(&dir, &format!("lib{}.a", package.replace('-', "_")))])
+    Ok(vec![built_for(DomainKind::Paged, &dir, package)])
 }
 
 /// A file in C or C++, or a folder with such files and, if they need flags, [`CSource::FLAGS`].
@@ -548,6 +602,21 @@ const WAYS: [Way; 8] = [
 ];
 /// Modules that keep their holes: one loads SS on purpose.
 const LEFT_ALONE: [&str; 1] = ["rogue-ss"];
+
+/// Links a module for a kind of domain.
+fn link_for(
+    kind: DomainKind,
+    toolchain: &Toolchain,
+    name: &str,
+    folder: &Path,
+    objects: &[PathBuf],
+    compile_otherwise: impl Fn(&Way) -> Result<Vec<PathBuf>>,
+) -> Result<Module> {
+    match kind {
+        DomainKind::Paged => link(toolchain, name, folder, objects, compile_otherwise),
+        DomainKind::Segmented => link_segmented(toolchain, name, folder, objects, compile_otherwise),
+    }
+}
 
 /// Links a module in `folder`: a shared object that exports only its entry point.
 ///

@@ -143,7 +143,7 @@ impl Places<'_> {
 pub fn run(paths: &[PathBuf], json: bool) -> Result<bool> {
     let mut all_good = true;
     for path in paths {
-        let (file, debug) = match path.is_dir() {
+        let (file, debug) = match build::is_folder(path) {
             true => {
                 let module = build::module(path)?;
                 (module.packed, module.debug)

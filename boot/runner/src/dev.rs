@@ -9,6 +9,7 @@ use crate::session::{Heard, Session};
 use crate::source::Sources;
 use crate::trace::Source;
 use anyhow::{Context, Result};
+use ringfence_abi::manifest::SEGMENTED_SUFFIX;
 use ringfence_link::event::{Driver, Event, Fault};
 use ringfence_link::request::{TRACE_SECONDS, What};
 use rustix::fs::inotify::Reader;
@@ -86,7 +87,10 @@ fn trace(session: &mut Session, view: &mut View) -> Result<()> {
 
 /// Returns the folder with the sources of a module.
 fn folder(name: &str) -> PathBuf {
-    if name.contains('/') { PathBuf::from(name) } else { project().join("drivers").join(name) }
+    let folder = if name.contains('/') { PathBuf::from(name) } else { project().join("drivers").join(name) };
+    // Both kinds of modules have the same sources.
+    let of_both = name.strip_suffix(SEGMENTED_SUFFIX).map(|_| folder.with_extension(""));
+    of_both.filter(|of_both| of_both.is_dir()).unwrap_or(folder)
 }
 
 /// Builds the module, pushes it, and prints the outcome. Fails only if the system is gone.

@@ -1,4 +1,4 @@
-/* Attacks of 32-bit code on what keeps a segmented domain in: its segments, its gates, and the cut of each address to 32
+/* Attacks of 32-bit code on the walls of a segmented domain: its segments, its gates, and the cut of each address to 32
    bits. It has no paged build. `tell rogue-segment NAME [NUMBER]` makes one attack; an unknown name is answered with 0. */
 #include <ringfence.h>
 
@@ -86,6 +86,28 @@ static int is_called(const char *text, uint32_t len, const char *name, uint32_t 
     X("jump-over-the-end", "jmp . - 0x500000")                                                                              \
     X("virtual-8086", "mov %%ss, %%eax; push %%eax; push %%esp; push $0x23202; push $" KERNEL_CODE "; push $0x1234; iret") \
     X("no-stack", "xor %%esp, %%esp; push %%eax")                                                                     \
+    X("lds", "push $" KERNEL_DATA "; push $0; lds (%%esp), %%eax")                                                    \
+    X("les", "push $" KERNEL_DATA "; push $0; les (%%esp), %%eax")                                                    \
+    X("lfs", "push $" KERNEL_DATA "; push $0; lfs (%%esp), %%eax")                                                    \
+    X("lss", "push $" KERNEL_DATA "; push %%esp; lss (%%esp), %%esp")                                                 \
+    X("lss-null", "push $0; push %%esp; lss (%%esp), %%esp")                                                          \
+    X("bound", "push $0; push $0; mov $1, %%eax; bound %%eax, (%%esp)")                                               \
+    X("into", "mov $0x7fffffff, %%eax; inc %%eax; into")                                                              \
+    X("aam", "aam $0")                                                                                                \
+    X("popf-iopl", "pushf; orl $0x3000, (%%esp); popf; cli")                                                          \
+    X("iret-iopl", "pushf; orl $0x3000, (%%esp); push %%cs; push $1f; iret; 1: cli")                                  \
+    X("sldt", "sldt %%eax")                                                                                           \
+    X("smsw", "smsw %%eax")                                                                                           \
+    X("rdpmc", "rdpmc")                                                                                               \
+    X("wbinvd", "wbinvd")                                                                                             \
+    X("ins", "mov $0x60, %%edx; insb")                                                                                \
+    X("outs", "mov $0x64, %%edx; outsb")                                                                              \
+    X("rsm", "rsm")                                                                                                   \
+    X("vmcall", ".byte 0x0f, 0x01, 0xc1")                                                                             \
+    X("swapgs", ".byte 0x0f, 0x01, 0xf8")                                                                             \
+    X("jump-to-a-gate-of-16-bits", "ljmpw $0x35, $0")                                                                 \
+    X("popa-over-the-end", "mov $0xfffffffe, %%esp; popa")                                                            \
+    X("enter-over-the-end", "mov $2, %%esp; enter $8, $0")                                                            \
     X("spin", "1: jmp 1b")
 
 /* Enters a gate with the stack pointer at `esp`: the CPU uses its own stack for the call. */
@@ -101,7 +123,7 @@ static void step_into_gate(void)
     __asm__ volatile("pushf; orl $0x100, (%%esp); popf; lcall $0x35, $0" : : : "eax", "ecx", "edx", "memory");
 }
 
-/* QEMU enters virtual-8086 mode with whatever CS the image has, and then fails to fetch, as no page is a user's. If an
+/* QEMU enters virtual-8086 mode with any CS that the image has, and then fails to fetch, as no page is a user's. If an
    interrupt comes in between, its frame says CS=8, SS=16 and RIP=0x1234: the kernel must go on there in ring 1. QEMU looks
    for interrupts where a block of instructions ends, so one that comes during the slow instructions of this block is met
    right behind the IRET. */
@@ -145,6 +167,10 @@ int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
     }
     if (is_called(text, len, "gate-at", &number)) {
         call_gate_at(number);
+        return 1;
+    }
+    if (is_called(text, len, "16-bit-call-of-a-gate", &number)) {
+        __asm__ volatile("lcallw $0x35, $0" : : : "eax", "ecx", "edx", "memory");
         return 1;
     }
     if (is_called(text, len, "step-into-a-gate", &number)) {

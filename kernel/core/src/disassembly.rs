@@ -54,7 +54,12 @@ pub fn operand_address(code: &[u8], address: u64, registers: [u64; 16]) -> Optio
 /// Returns the vector that the first instruction of `code` raises; `None` if it is no `int`
 /// instruction.
 pub fn raises(code: &[u8]) -> Option<u8> {
+    // INTO, which only 32-bit code has.
+    const INTO: u8 = 0xce;
     let code = code.get(..MAX_INSTRUCTION).unwrap_or(code);
+    if code.first() == Some(&INTO) {
+        return Some(4);
+    }
     let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
     match instruction.mnemonic() {
         Mnemonic::Int => Some(instruction.immediate8()),
@@ -115,8 +120,8 @@ mod tests {
     #[cfg_attr(miri, ignore)]
     fn vectors_are_found_behind_prefixes() {
         assert_eq!(
-            [raises(&[0xcd, 0x21]), raises(&[0x66, 0xcd, 0x80]), raises(&[0xcc])],
-            [Some(0x21), Some(0x80), Some(3)]
+            [raises(&[0xcd, 0x21]), raises(&[0x66, 0xcd, 0x80]), raises(&[0xcc]), raises(&[0xce])],
+            [Some(0x21), Some(0x80), Some(3), Some(4)]
         );
         assert_eq!([raises(&[0x0f, 0x0b]), raises(&[0xcd]), raises(&[])], [None; 3]);
     }

@@ -80,6 +80,28 @@ const FAULTS: &[(&str, &str)] = &[
     // QEMU enters virtual-8086 mode, with any CS, and cannot fetch from a page that is no user's.
     ("virtual-8086", "#PF executing 0x180000012b4 (own slot, unmapped), in command"),
     ("virtual-8086-data", "#PF executing 0x180000012b4 (own slot, unmapped), in command"),
+    ("lds", KERNEL_DATA),
+    ("les", KERNEL_DATA),
+    ("lfs", KERNEL_DATA),
+    ("lss", KERNEL_DATA),
+    ("lss-null", GP),
+    ("bound", "#BR bound range exceeded, in command"),
+    ("into", "#GP general protection on int 0x4, in command"),
+    ("aam", "#DE divide error, in command"),
+    ("popf-iopl", GP),
+    ("iret-iopl", GP),
+    ("sldt", GP),
+    ("smsw", GP),
+    ("rdpmc", GP),
+    ("wbinvd", GP),
+    ("ins", GP),
+    ("outs", GP),
+    ("rsm", "#UD invalid opcode, in command"),
+    ("vmcall", "#UD invalid opcode, in command"),
+    ("swapgs", "#UD invalid opcode, in command"),
+    ("jump-to-a-gate-of-16-bits", KERNEL_CODE),
+    ("popa-over-the-end", "#PF reading 0x180fffffffe (own slot, unmapped), in command"),
+    ("enter-over-the-end", "#PF writing 0x180fffffffe (own slot, unmapped), in command"),
     ("spin", "took longer than 100 ms, in command"),
 ];
 
@@ -89,8 +111,9 @@ pub const BOCHS: &[(&str, &str, &str)] =
 
 const NO_SUCH_MODE: &str = "a CPU has no virtual-8086 mode in long mode, and loads CS";
 
-/// The gate is called with a stack pointer that leads nowhere: the CPU takes another stack for it.
-const ANSWERS: [&str; 2] = ["gate-at 0", "gate-at deadbeef"];
+/// The gate is called with a stack pointer that leads nowhere, as the CPU takes another stack for
+/// it; and with a prefix for 16-bit operands, as the gate alone decides the size of a call.
+const ANSWERS: [&str; 3] = ["gate-at 0", "gate-at deadbeef", "16-bit-call-of-a-gate"];
 
 /// Returns the attacks, with the outcomes under Bochs.
 pub fn under_bochs() -> Vec<Attack> {

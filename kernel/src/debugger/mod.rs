@@ -265,7 +265,11 @@ async fn serve(number: u64) {
     let mut drivers = Drivers::default();
     // gdb knows 64-bit code. It has asked nothing yet that the reload would change.
     let only = SESSION.lock().as_ref().and_then(|session| session.only.clone());
-    if let Some(handle) = only.and_then(|name| host::module::find(&name).ok()) {
+    let debugged = match only {
+        Some(name) => host::module::find(&name).ok().into_iter().collect(),
+        None => host::domain::registry::all(),
+    };
+    for handle in debugged {
         match as_paged(&handle).await {
             Ok(done) => drivers.warnings.extend(done.map(|done| done + "\n")),
             Err(why) => drivers.warnings.push(why + "\n"),

@@ -97,6 +97,9 @@ pub enum Verb {
         /// Seed of the random numbers.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// Kind of domain of the drivers that have a build for it; others stay paged.
+        #[arg(long, value_name = "KIND", default_value = "paged", value_parser = parse_kind)]
+        kind: DomainKind,
         /// Work on files of an ext4 and a FAT filesystem, instead of a stream and disks.
         #[arg(long)]
         files: bool,
@@ -486,7 +489,7 @@ impl MachineArguments {
     pub fn machine(self) -> Result<Machine> {
         let mut modules = Vec::new();
         for path in self.module {
-            if path.is_dir() {
+            if build::is_folder(&path) {
                 modules.push(build::module(&path)?.packed);
                 continue;
             }

@@ -46,11 +46,7 @@ fn named(name: String, machine: &mut Machine) -> Result<String> {
     if !name.contains('/') {
         return Ok(name);
     }
-    let folder = Path::new(&name);
-    if !folder.is_dir() {
-        bail!("there is no folder {name}");
-    }
-    let module = build::module(folder)?;
+    let module = build::module(Path::new(&name))?;
     machine.contents.modules.push(module.packed);
     Ok(module.name)
 }
@@ -140,12 +136,12 @@ fn run(cli: Cli) -> Result<u8> {
             let options = campaign::Options { modules, mutants, seed, only, ring, out, json, machine };
             Ok(u8::from(!campaign::run(&build::system(true)?, &options)?))
         }
-        Some(Verb::Soak { minutes, seed, files, power_cuts, json, machine }) => {
+        Some(Verb::Soak { minutes, seed, kind, files, power_cuts, json, machine }) => {
             if !(0.0..=10_000.0).contains(&minutes) {
                 bail!("--minutes must be 0 to 10000, not {minutes}");
             }
             let time = Duration::from_secs_f64(minutes * 60.0);
-            let options = soak::Options { time, seed, json, machine: machine.machine()? };
+            let options = soak::Options { time, seed, kind, json, machine: machine.machine()? };
             let system = build::system(true)?;
             let is_good = match files {
                 true => soak::files::run(&system, &options, power_cuts)?.is_good(),

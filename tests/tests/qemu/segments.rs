@@ -6,15 +6,17 @@ use ringfence::build::System;
 use ringfence::machine::{End, Machine, Running};
 use ringfence::session::Session;
 use ringfence::toolchain;
-use ringfence::{campaign, conform};
-use ringfence_abi::manifest::{MAGIC, Manifest, PREFERS_PAGED, PREFERS_SEGMENTED};
+use ringfence::{campaign, conform, soak};
+use ringfence_abi::manifest::{DomainKind, MAGIC, Manifest, PREFERS_PAGED, PREFERS_SEGMENTED};
 use ringfence_link::event::Event;
 use ringfence_tests::attacks::{carry_out, segment};
 use ringfence_tests::gdb::Gdb;
 use ringfence_tests::{
-    Ran, assert_intact, assert_says, at_prompt, bare, boot, boot_well, leave, machine, run_well, system,
+    Ran, assert_intact, assert_says, at_prompt, bare, boot, boot_well, leave, machine, run_well, runner, system,
 };
 use std::mem::offset_of;
+use std::process::Command;
+use std::time::Duration;
 
 /// Returns whether there are modules for segmented domains: they need a target of the compiler that
 /// cannot be had everywhere (`boot/setup.sh` says so). Where `RINGFENCE_NEEDS_32` is set, there
@@ -280,7 +282,7 @@ fn what_is_for_paged_drivers_is_refused() {
 }
 
 /// A tool that knows 64-bit code only reloads a driver as paged, and says so: a watch of registers,
-/// and gdb, if it is started for that driver. A build that is pushed takes the place of either
+/// and gdb, for its driver or for all. A build that is pushed takes the place of either
 /// kind.
 #[test]
 fn what_knows_paged_drivers_only_makes_them_paged() {
@@ -319,8 +321,17 @@ fn what_knows_paged_drivers_only_makes_them_paged() {
     running.type_line("ping 10.0.2.2 -c 1 &").unwrap();
     let stopped = gdb.wait();
     assert!(stopped.contains("hit Breakpoint 1, rf_e1000::E1000::transmit") && stopped.contains(says), "{stopped}");
+    gdb.leave();
+    assert_eq!(kind(&mut running, "e1000"), "paged");
+    assert_eq!(kind(&mut running, "template"), "segmented");
+    run_well(&mut running, "reload e1000 --kind segmented");
+    let mut gdb = Gdb::start(&running, None);
+    let threads = gdb.run("info threads");
+    assert!(threads.contains("template"), "{threads}");
     gdb.kill();
     assert_eq!(kind(&mut running, "e1000"), "paged");
+    assert_eq!(kind(&mut running, "template"), "paged");
+    run_well(&mut running, "reload template --kind segmented");
     let built = system().modules.iter().find(|module| module.name == "template").expect("the module");
     let mut session = Session::connect(&running.session()).unwrap();
     let bytes = std::fs::read(&built.packed).unwrap();
@@ -410,6 +421,63 @@ fn modules_in_c_run_in_segments() {
     assert_says(&text, "hello-c| good-bye from C");
     assert_eq!(text.drivers("hello-c")[0].kind, "segmented");
     assert_passes("rtl8139-c.32", 18);
+}
+
+/// `.32` behind the name of a folder of one's own builds its module for segmented domains, in Rust
+/// and in C.
+#[test]
+fn modules_in_folders_of_ones_own_are_built_for_both_kinds() {
+    if !are_built() {
+        return;
+    }
+    system();
+    let folder = tempfile::tempdir().unwrap();
+    let rust = folder.path().join("mine");
+    let c = folder.path().join("in-c");
+    assert!(Command::new(runner()).args(["new", "--kind", "scsi"]).arg(&rust).output().unwrap().status.success());
+    std::fs::create_dir(&c).unwrap();
+    let hello = std::fs::read_to_string(ringfence::project().join("drivers/hello-c/hello-c.c")).unwrap();
+    std::fs::write(c.join("in-c.c"), hello.replace("\"hello-c\"", "\"in-c\"")).unwrap();
+    let mut machine = bare("insmod mine; insmod in-c; lsmod; rmmod mine; rmmod in-c");
+    for (path, name) in [(&rust, "mine.32"), (&c, "in-c.32")] {
+        let path = path.with_file_name(name);
+        let checked = Command::new(runner()).arg("check").arg(&path).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+        let built = ringfence::build::module(&path).unwrap();
+        assert_eq!(built.name, name);
+        machine.contents.modules.push(built.packed);
+    }
+    let text = boot_well(&machine);
+    for name in ["mine", "in-c"] {
+        assert_eq!(text.drivers(name)[0].kind, "segmented", "{text}");
+    }
+    let error = ringfence::build::module(&folder.path().join("other.32")).unwrap_err().to_string();
+    assert_eq!(error, format!("there is no folder {}", folder.path().join("other.32").display()));
+}
+
+/// A stream and copies go on while segmented drivers are ended, and while a segmented disk driver
+/// is ended under filesystems, which are paged.
+#[test]
+fn nothing_is_lost_while_segmented_drivers_are_ended() {
+    if !are_built() {
+        return;
+    }
+    let (machine, kind, time) = (Machine::default(), DomainKind::Segmented, Duration::from_secs(10));
+    let options = soak::Options { machine, kind, time, seed: 32, json: true };
+    let summary = soak::copies::run(system(), &options).unwrap();
+    assert!(summary.is_good() && summary.ends.crashes >= 3 && summary.stream_bytes > 1 << 20, "{summary:?}");
+    let summary = soak::files::run(system(), &options, 0).unwrap();
+    assert!(summary.is_good() && summary.ends.crashes >= 3 && summary.commands > 10, "{summary:?}");
+}
+
+/// No driver of 1997's card has 32 bits.
+#[test]
+fn a_soak_without_segmented_drivers_is_refused() {
+    let machine = Machine { nic: "pcnet".into(), hba: "lsi53c895a".into(), ..Machine::default() };
+    let options =
+        soak::Options { machine, kind: DomainKind::Segmented, time: Duration::from_secs(1), seed: 1, json: true };
+    let error = soak::copies::run(system(), &options).unwrap_err().to_string();
+    assert_eq!(error, "no driver of the work has a build for segmented domains: lsi53c895a, pcnet");
 }
 
 /// A broken segmented driver hurts nobody: its code is changed, one instruction at a time.

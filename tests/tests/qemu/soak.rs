@@ -2,11 +2,13 @@
 //! `cargo run -- soak` does the same for any length of time.
 
 use ringfence::soak::{self, Options};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_tests::system;
 use std::time::Duration;
 
 fn options() -> Options {
-    Options { machine: ringfence::machine::Machine::default(), time: Duration::from_secs(20), seed: 1997, json: false }
+    let (machine, kind) = (ringfence::machine::Machine::default(), DomainKind::Paged);
+    Options { machine, kind, time: Duration::from_secs(20), seed: 1997, json: false }
 }
 
 #[test]

@@ -218,6 +218,24 @@ impl Attacked {
         }
     }
 
+    /// Checks that the drivers have domains of the kind for which they were chosen.
+    pub fn check_kinds(&mut self, victims: &[Victim]) -> Result<()> {
+        self.running.type_line("lsmod")?;
+        let limit = Instant::now() + PATIENCE;
+        let drivers = loop {
+            if let Some(Event::Drivers(drivers)) = self.next(limit, "the list of drivers")? {
+                break drivers;
+            }
+        };
+        for victim in victims {
+            match drivers.iter().find(|driver| driver.name == victim.name) {
+                Some(driver) if driver.kind == victim.kind.name() => {}
+                found => bail!("{} should be {}, but is {found:?}", victim.name, victim.kind),
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the number of free frames.
     pub fn free_frames(&mut self) -> Result<i64> {
         self.running.type_line("mem")?;

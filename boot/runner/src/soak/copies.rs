@@ -3,7 +3,7 @@
 use super::attacked::{Attacked, Ends, Work};
 use super::stream::{Stopped, Stream};
 use super::victim::{self, Victim};
-use super::{Options, PATIENCE};
+use super::{Options, PATIENCE, prefer};
 use crate::bench::has_address;
 use crate::build::System;
 use crate::machine::{Disk, Machine, Protocol, Running, free_port};
@@ -74,7 +74,7 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
         File::create(disk)?.set_len(BLOCKS * BLOCK_BYTES)?;
     }
     let port = free_port()?;
-    let machine = Machine {
+    let mut machine = Machine {
         disks: disks.iter().cloned().map(Disk::from).collect(),
         // Flushed data need not reach the host's disk, which may be slow.
         volatile_disks: true,
@@ -89,8 +89,10 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     }
     output::complain("soak: finding out what the work executes");
     let quiet = Machine { forwards: Vec::new(), ..machine.clone() };
-    let victims = victim::of(system, &quiet, "ip; ping 10.0.2.2; blkcheck disk0 0 256 1")?;
+    let work = "ip; ping 10.0.2.2; blkcheck disk0 0 256 1";
+    let victims = victim::of(system, &quiet, work, options.kind)?;
 
+    prefer(options.kind, &mut machine, directory.path())?;
     let mut running = machine.start(system)?;
     running.wait_for_event("an address", has_address)?;
     let mut attacked = Attacked::new(running)?;
@@ -141,6 +143,7 @@ fn go_on(
 ) -> Result<(u64, u64, bool)> {
     copies.begin(&mut attacked.running)?;
     attacked.attack(victims, (end, u64::MAX), random, copies)?;
+    attacked.check_kinds(victims)?;
     let count = copies.count;
     attacked.wait(copies, "the last copy to end", |copies| copies.count > count)?;
     let Stopped { bytes, wrong, sum } = stream.stop();

@@ -8,7 +8,7 @@
 
 use super::attacked::{Attacked, Ends, Work};
 use super::victim::{self, Victim};
-use super::{Options, PATIENCE};
+use super::{Options, PATIENCE, prefer};
 use crate::build::System;
 use crate::images::{self, Fat, ext_faults};
 use crate::machine::{Disk, Machine, Running};
@@ -323,6 +323,7 @@ fn rounds(
         files.stops = false;
         files.begin(&mut attacked.running)?;
         attacked.attack(victims, (end, ROUND), random, files)?;
+        attacked.check_kinds(victims)?;
         files.stops = true;
         attacked.wait(files, "the last command to end", |files| files.is_idle)?;
         // Both drivers must be there to be unloaded.
@@ -365,16 +366,18 @@ fn cut_power(
 pub fn run(system: &System, options: &Options, power_cuts: u64) -> Result<Summary> {
     let mut random = fastrand::Rng::with_seed(options.seed);
     let mut images = Images::new(&mut random)?;
-    let machine = images.machine(options);
+    let mut machine = images.machine(options);
     if machine.hba == "none" {
         bail!("the work of a soak with files is on disks: --hba must not be none");
     }
     output::complain("soak: finding out what the work executes");
     let all: Vec<String> = Step::ALL.iter().map(|step| step.command(0)).collect();
     let work = format!("mount disk0 /fat; mount disk1 /ext -o ro; {}; rm -r /fat/d0; sync", all.join("; "));
-    let victims = victim::of(system, &machine, &work)?;
+    let victims = victim::of(system, &machine, &work, options.kind)?;
     images.fat.mend()?;
 
+    let folder = TempDir::new()?;
+    prefer(options.kind, &mut machine, folder.path())?;
     let mut attacked = Attacked::new(machine.start(system)?)?;
     let mut files = Files::new(&images.content);
     let mut summary = Summary::default();

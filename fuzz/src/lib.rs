@@ -68,8 +68,8 @@ pub fn loader(data: &[u8]) {
     }
 }
 
-/// Reads a signed file as each kind that there is, and a table of source lines. What was signed is
-/// what is read back.
+/// Reads a signed file as each kind that there is, and a table of source lines. The content that
+/// was signed is read back unchanged.
 pub fn evidence(data: &[u8]) {
     let trusted = [Trusted { name: String::from("key"), key: SecretKey::from_seed([1; 32]).public() }];
     let _ = Chain::parse(data, &trusted);
@@ -169,7 +169,7 @@ pub fn queue(data: &[u8]) {
                 let _ = consumer.take(&memory);
             }
             _ => {
-                // Whatever the other side claims, neither count exceeds the ring's capacity.
+                // For any claim of the other side, neither count exceeds the ring's capacity.
                 assert!(consumer.len(&memory).unwrap_or(0) <= CAPACITY);
                 assert!(producer.room(&memory).unwrap_or(0) <= CAPACITY);
             }

@@ -1,4 +1,4 @@
-//! Tests of the driver with a recording of a real run, and with scripts of what the adapter says.
+//! Tests of the driver with a recording of a real run, and with scripts of the adapter's answers.
 
 use super::Am53c974;
 use ringfence_sdk::Driver;
@@ -31,7 +31,8 @@ fn a_replay_notices_another_command() {
     replay::<Host>(&DISK.replacen("w 0 48 4 100c0000", "w 0 48 4 100c0004", 1));
 }
 
-/// What the recording has until the first command, and the beginning of that command.
+/// Returns the recording up to the first `last`, which is in its first command, without the lines
+/// of upcalls and requests.
 fn until(last: &str) -> String {
     let at = DISK.find(last).unwrap() + last.len();
     DISK[..at]
@@ -50,8 +51,8 @@ const NONE: &str = "r 0 10 1 7\n";
 /// The cause of the interrupt: the target has gone.
 const GONE: &str = "r 0 14 1 20\n";
 
-/// Gives the driver the first command of the recording, and has the adapter say what follows
-/// `last`. Returns the outcome, and what the driver has logged.
+/// Gives the driver the first command of the recording, and has the adapter go on with `then` after
+/// `last`. Returns the outcome, and the driver's log.
 fn ends(last: &str, then: &str) -> (u32, String) {
     let script = Rc::new(RefCell::new(Script::new(&(until(last) + then))));
     let mut kernel = Kernel::new(script.clone());

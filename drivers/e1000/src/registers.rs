@@ -176,8 +176,8 @@ pub mod rxd {
     pub const DD: u64 = 1 << 32;
     /// Status: end of packet.
     pub const EOP: u64 = 1 << 33;
-    /// Status: ignore what is said about checksums (IXSM); a TCP or UDP checksum was looked at
-    /// (TCPCS). Errors: the checksum is wrong (TCPE).
+    /// Status: ignore the checksum indications (IXSM); a TCP or UDP checksum was looked at (TCPCS).
+    /// Errors: the checksum is wrong (TCPE).
     pub const CHECK: u64 = 1 << 34 | 1 << 37 | 1 << 45;
     /// The value of these bits when the checksum is right.
     pub const CHECKED: u64 = 1 << 37;

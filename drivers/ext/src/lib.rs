@@ -61,7 +61,7 @@ impl Filesystem for Ext {
     }
 
     fn info(&mut self) -> FsInfo {
-        // A label is whatever bytes the disk has.
+        // The bytes of a label come from the disk, and can have any value.
         let mut label = [0; 32];
         label.iter_mut().zip(self.filesystem.label().as_bytes()).for_each(|(to, byte)| *to = *byte);
         FsInfo { format: field("ext"), label, disk: field(&DISK.get()), flags: FS_READ_ONLY, reserved: 0 }

@@ -1,9 +1,9 @@
 //! FAT12, FAT16 and FAT32 (Microsoft's "FAT File System Specification" 1.03), with long names, by
 //! the crate `hadris-fat`: `insmod fat disk=disk0`, or `mount disk0 /mnt`.
 //!
-//! The crate orders its writes so that what an end between two of them leaves is what a power cut
-//! leaves: clusters that belong to no file, or a file under two names. Everything it changes goes
-//! to the disk at once, except the length of an open file; [`Fat::write`] has it written as well.
+//! The crate orders its writes so that an end between two of them leaves the same faults as a power
+//! cut: clusters that belong to no file, or a file under two names. Everything it changes goes to
+//! the disk at once, except the length of an open file; [`Fat::write`] has it written as well.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -42,8 +42,8 @@ parameters! {
 
 /// The most files and directories that the crate keeps in memory.
 const MOST_NODES: usize = 512;
-/// What the crate remembers of the disk: blocks of the FAT and of directories, and places in the
-/// chains of clusters.
+/// The parts of the disk that the crate remembers: blocks of the FAT and of directories, and places
+/// in the chains of clusters.
 const CACHE: CacheOptions = CacheOptions::new().with_chain_positions(64).with_blocks(32);
 
 struct Fat {

@@ -36,8 +36,8 @@ impl Channel {
         Rc::new(RefCell::new(disk))
     }
 
-    /// What the disk says of itself: block numbers (word 49), their count (60), and up to 16 blocks
-    /// at once (47).
+    /// Returns the disk's description of itself: block numbers (word 49), their count (60), and up
+    /// to 16 blocks at once (47).
     fn identity() -> Vec<u8> {
         let mut words = [0u16; BLOCK_BYTES / 2];
         (words[47], words[49], words[60]) = (16, 1 << 9, BLOCKS as u16);

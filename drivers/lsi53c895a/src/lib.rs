@@ -125,7 +125,7 @@ impl BusAdapter for Lsi {
     }
 
     fn reset_bus(&mut self) {
-        // What fails is said there, and the next command fails as well.
+        // `reset` logs its own failure, and the next command fails as well.
         let _ = self.reset();
         self.is_busy = false;
     }

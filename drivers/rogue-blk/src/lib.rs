@@ -227,7 +227,7 @@ impl Driver for RogueBlk {
             "ask-beyond" => return ask(&[BLOCK_REQUESTS as u64], 1),
             "ask-twice" => return ask(&[3, 3], 2),
             "ask-ahead" => return ask(&[], 1000),
-            // Waits for what was never asked for, and asks for what cannot be in the same breath.
+            // Waits without a request, or right after a request with a number that cannot be.
             "wait" => return Ok(refusal(unsafe { raw::rf_wait() })),
             "wait-beyond" => {
                 ask(&[u64::MAX], 1)?;

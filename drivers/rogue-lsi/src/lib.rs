@@ -237,7 +237,7 @@ impl Driver for RogueLsi {
                 self.script().copy(address, data, 64).stop();
                 let read = self.run_without_dma(script);
                 // The program that the device cannot read is no program with an end: QEMU 10 goes
-                // on with it by a timer, into what the next command lets it read.
+                // on with it by a timer, into the memory that the next command lets it read.
                 self.reset();
                 read
             }

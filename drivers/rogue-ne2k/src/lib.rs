@@ -1,6 +1,6 @@
 //! Reaches for ports that do not belong to its card, an NE2000 on PCI: `tell rogue-ne2k VERB`. The
-//! card has ports and nothing else, so that the I/O permission bitmap is all that stands between
-//! its driver and other devices.
+//! card has ports and nothing else, so that only the I/O permission bitmap stands between its
+//! driver and other devices.
 #![no_std]
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the services believe nothing, and the rest is what is tested")]
 

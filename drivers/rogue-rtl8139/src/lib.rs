@@ -31,7 +31,8 @@ const RX_CONFIGURATION: u16 = 0x44;
 const TRANSMIT: u8 = 1 << 2;
 const RECEIVE: u8 = 1 << 3;
 const RESET: u8 = 1 << 4;
-/// TX_CONFIGURATION: the card receives what it sends. RX_CONFIGURATION: it receives all frames.
+/// TX_CONFIGURATION: the card receives the frames that it sends. RX_CONFIGURATION: it receives all
+/// frames.
 const LOOP_BACK: u32 = 0b11 << 17;
 const ALL: u32 = 1;
 /// Length of the frames that are sent, in bytes.

@@ -47,7 +47,7 @@ enum Lie {
     Gone,
     /// The queue of answers claims to hold one entry less than before.
     Backwards,
-    /// The command, even one that writes, is answered, and then the driver panics.
+    /// The command, even a write, is answered, and then the driver panics.
     Die,
     /// The driver claims to have read more commands than the kernel has written.
     ReadAhead,

@@ -72,8 +72,8 @@ impl Driver for RogueVirtioNet {
         queue.offer(0);
         queue.publish();
         self.transport.notify(queue);
-        // The device works when its host gets to it, so the driver waits for it: what the device
-        // does is part of the command.
+        // The device works when its host gets to it, so the driver waits for it: the device's work
+        // is part of the command.
         let transport = &self.transport;
         device::wait_until(LIMIT, || queue.take_used().is_some() || transport.needs_reset())?;
         Ok(0)

@@ -408,7 +408,7 @@ fn gate_at_page_end(_: u64) -> u64 {
 }
 
 /// TF, IF, DF, IOPL, NT, RF, VM, AC, VIF, VIP and ID. After a gate call, only IF of these flags is
-/// set, whatever the driver has changed.
+/// set, even if the driver has changed them.
 const NOT_THE_DRIVERS: u64 = 0x3f_7700;
 
 /// IF, IOPL, VM, VIF, VIP.

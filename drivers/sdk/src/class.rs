@@ -47,8 +47,8 @@ pub trait Device<C: Class>: Sized + 'static {
 
     /// Does the part of the initialization that needs the channel. Called once, after the channel
     /// was opened. The usual order is: tell the device where its memory is;
-    /// [`enable_dma`](crate::device::enable_dma); give the device what it fills; start the device;
-    /// [`enable_interrupts`](crate::device::enable_interrupts).
+    /// [`enable_dma`](crate::device::enable_dma); give the device the buffers that it fills; start
+    /// the device; [`enable_interrupts`](crate::device::enable_interrupts).
     fn start(&mut self, channel: &mut C::Channel) -> Result<()> {
         let _ = channel;
         Ok(())
@@ -222,7 +222,7 @@ impl<P: Protocol> Requests<P> {
 }
 
 /// The right to complete a request. A driver has the ticket until [`Requests::complete`] takes it:
-/// **no driver can complete a request twice, or one that it does not have**.
+/// **no driver can complete a request twice, or a request that it does not have**.
 pub struct Ticket<P> {
     /// The request's number plus one, so that an `Option` of a ticket needs no more space.
     number: NonZeroU16,

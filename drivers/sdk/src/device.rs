@@ -59,7 +59,8 @@ const AT_ONCE: Duration = Duration::from_millis(1);
 /// slower one the driver sleeps between two checks ([`timer::sleep`]).
 ///
 /// # Errors
-/// [`Refusal::NoAnswer`] when `limit` has passed. The caller logs what the device does not do.
+/// [`Refusal::NoAnswer`] when `limit` has passed. The caller logs which step the device does not
+/// finish.
 pub fn wait_until(limit: Duration, mut is_done: impl FnMut() -> bool) -> Result<()> {
     let began = service::time_ns();
     let deadline = began.saturating_add(limit.as_nanos() as u64);

@@ -5,8 +5,8 @@
 //! ([`Disk::read_now`](crate::block::Disk::read_now)): meanwhile the kernel and all other drivers
 //! run.
 //!
-//! **A method that returns has passed all that it has changed to the disk.** Then the driver may be
-//! ended at any time, and its successor has lost nothing that was reported done.
+//! **A method that returns has passed all its changes to the disk.** Then the driver may be ended
+//! at any time, and its successor has lost no change that was reported done.
 
 use crate::class::{self, Protocol, Requests};
 use crate::shared::text_of;
@@ -27,7 +27,7 @@ const MOST_OPEN: usize = 64;
 /// The result of an operation on files.
 pub type Outcome<T> = core::result::Result<T, FsError>;
 
-/// What a path leads to.
+/// Kind of the file that a path leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum FileKind {
@@ -44,7 +44,7 @@ pub enum FileKind {
 /// The description of a file or of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// What it is.
+    /// Its kind.
     pub kind: FileKind,
     /// Its length in bytes.
     pub len_bytes: u64,
@@ -104,7 +104,8 @@ impl Entries<'_> {
 /// A filesystem.
 ///
 /// Paths are absolute within the filesystem, begin with `/`, and have no empty names, no `.` and no
-/// `..`. What a method is not implemented for, the filesystem cannot do.
+/// `..`. Methods that change the filesystem answer [`FsError::ReadOnly`] where they are not
+/// implemented.
 pub trait Filesystem: Sized + 'static {
     /// An open file or directory.
     type Node;
@@ -122,7 +123,7 @@ pub trait Filesystem: Sized + 'static {
     /// Tells the size of the filesystem.
     fn space(&mut self) -> Outcome<Space>;
 
-    /// Describes what is at `path`.
+    /// Describes the file or directory at `path`.
     fn stat(&mut self, path: &str) -> Outcome<Stat>;
 
     /// Opens the file or directory at `path`. A file that is open already is not made empty
@@ -166,7 +167,7 @@ pub trait Filesystem: Sized + 'static {
         Err(FsError::ReadOnly)
     }
 
-    /// Gives what is at `from` the path `to`. A file that is there is replaced.
+    /// Gives the file or directory at `from` the path `to`. A file that is there is replaced.
     fn rename(&mut self, from: &str, to: &str) -> Outcome<()> {
         let _ = (from, to);
         Err(FsError::ReadOnly)

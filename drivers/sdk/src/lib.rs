@@ -88,8 +88,8 @@ pub trait Driver: Sized + 'static {
     const STATE_VERSION: u32 = 0;
 
     /// Returns the state that the next build is to have, at most a page, before a reload; nothing
-    /// if it is to start afresh. Unless it sleeps, nothing else is called afterwards. What the
-    /// device and the queues hold need not be saved: the kernel has the requests under way.
+    /// if it is to start afresh. Unless it sleeps, nothing else is called afterwards. The contents
+    /// of the device and of the queues need not be saved: the kernel has the requests under way.
     fn save(&mut self) -> Vec<u8> {
         Vec::new()
     }
@@ -114,7 +114,8 @@ pub trait Driver: Sized + 'static {
 macro_rules! driver {
     ($driver:ty, $manifest:expr) => {
         const _: () = {
-            // The linker keeps the symbol of this name, and everything that the symbol refers to.
+            // The linker keeps the symbol of this name, and all code and data that the symbol
+            // refers to.
             #[unsafe(export_name = "rf_manifest")]
             #[unsafe(link_section = ".ringfence")]
             static MANIFEST: $crate::abi::manifest::Manifest = $manifest.build();

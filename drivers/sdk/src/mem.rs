@@ -39,7 +39,7 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u8 {
     if (to as usize).wrapping_sub(from as usize) >= len {
-        // SAFETY: `to` is not inside what is still to be read.
+        // SAFETY: `to` is not inside the bytes that are still to be read.
         return unsafe { memcpy(to, from, len) };
     }
     // SAFETY: as for `memcpy`, from the last byte to the first. DF is clear again behind it.

@@ -110,7 +110,7 @@ macro_rules! parameters {
     ($($(#[$attribute:meta])* $name:ident: $kind:ident($($argument:expr),* $(,)?);)*) => {
         $(
             $(#[$attribute])*
-            // One that the driver does not read is a parameter all the same.
+            // A parameter that the driver does not read stays in the module all the same.
             #[used]
             #[unsafe(link_section = ".ringfence.parameters")]
             static $name: $crate::parameter::$kind = $crate::parameter::$kind::new($($argument),*);

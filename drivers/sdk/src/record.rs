@@ -1,7 +1,7 @@
 //! The recording of a real run: the feature `record`, which `cargo run -- record NAME` builds a
-//! driver with. The recording has all that the driver is asked, all that it reads from its device,
-//! and all that it tells its device. `fake::replay` has the driver do the same again, in a test on
-//! the host. `fake::Script` describes the lines.
+//! driver with. The recording has the driver's upcalls, frames and requests, and its accesses to
+//! the device. `fake::replay` has the driver do the same again, in a test on the host.
+//! `fake::Script` describes the lines.
 //!
 //! The recording is kept in the driver's own memory until a person asks for it with `tell NAME
 //! recording`. It ends when its memory is full.

@@ -97,7 +97,7 @@ impl<const BYTES: usize> Descriptor<'_, BYTES> {
     }
 
     /// Returns the word at `offset`, if the card has cleared the bits `own` in it: then the card
-    /// has finished the descriptor, and all that it has written can be read.
+    /// has finished the descriptor, and all data that it has written can be read.
     #[inline]
     pub fn finished(&self, offset: usize, own: u32) -> Option<u32> {
         let word: u32 = self.read(offset);
@@ -111,7 +111,7 @@ impl<const BYTES: usize> Descriptor<'_, BYTES> {
         self.finished(offset, own).is_some()
     }
 
-    /// Writes the word that makes the descriptor the card's, after all that was written before.
+    /// Writes the word that makes the descriptor the card's, after all writes before.
     #[inline]
     pub fn hand_over<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
         dma::write_barrier();
@@ -271,9 +271,9 @@ impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
     }
 
     /// Gives back the frames whose descriptors the card has finished, up to the first one of which
-    /// `is_sent` says that it has not. A driver adds up in a variable what `is_sent` finds out
-    /// about errors, and counts it afterwards ([`Queues::count`]). Descriptors of commands are
-    /// asked about as well.
+    /// `is_sent` says that it has not. A driver adds up in a variable the errors that `is_sent`
+    /// finds, and counts them afterwards ([`Queues::count`]). Descriptors of commands are asked
+    /// about as well.
     #[inline]
     pub fn reclaim(&mut self, queues: &mut Queues, mut is_sent: impl FnMut(Descriptor<BYTES>) -> bool) {
         while let Some(frame) = self.pop(&mut is_sent) {

@@ -58,7 +58,7 @@ fn mailbox_page() -> *mut u8 {
 }
 
 /// Returns the first `len_bytes` bytes of the mailbox page. It is not inlined, so that a trace of
-/// what is watched there names it.
+/// watched accesses to the page names it.
 #[inline(never)]
 pub(crate) fn mailbox(len_bytes: u64) -> Result<Vec<u8>> {
     if len_bytes > PAGE_SIZE {

@@ -37,7 +37,7 @@ const SLOT_BYTES: usize = 64;
 /// The header (5.2.6): type, reserved, sector. The status byte follows in the same slot.
 const HEADER_BYTES: usize = 16;
 const STATUS_OFFSET: usize = 32;
-/// The unit of the sector in a header and of the capacity, whatever the length of a block (5.2.4).
+/// The unit of the sector in a header and of the capacity, for blocks of any length (5.2.4).
 const SECTOR_BYTES: u64 = 512;
 
 /// Features (5.2.3).

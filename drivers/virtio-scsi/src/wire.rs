@@ -49,7 +49,7 @@ impl RequestHeader {
     }
 }
 
-/// What the device reads of a task management function (5.6.6.2).
+/// The part of a task management function that the device reads (5.6.6.2).
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Function {

@@ -94,8 +94,8 @@ pub fn write_request(words: &impl Words, number: usize, request: &BlockRequest) 
 /// right behind all requests.
 const USED_INFO: usize = QUEUE_BYTES / 8;
 /// Requests that a driver which uses a disk can have under way at once. With the page before it,
-/// their data takes a little less than 512 KiB, a power of two: frames come in such blocks, and
-/// what a larger number would leave of the next one is soon in pieces.
+/// their data takes a little less than 512 KiB, a power of two: frames come in such blocks, and the
+/// rest that a larger number would leave of the next block is soon in pieces.
 pub const USED_REQUESTS: usize = 7;
 /// Byte where the data begins, for a driver that uses a disk: [`BLOCK_MAX_DATA`] bytes for each
 /// request.

@@ -9,7 +9,7 @@
 //! **The kernel names open files by numbers of its own.** A driver that does not know a number, for
 //! example because it has replaced the driver that did, answers [`FsError::Stale`]; the kernel then
 //! opens the path again. So a driver has no state that its successor needs. It completes a request
-//! when all that the request has changed is with the disk's driver: then nothing that was reported
+//! when all changes of the request are with the disk's driver: then no change that was reported
 //! done is lost with the filesystem's driver.
 
 use crate::queue::{Place, Words, read_value, write_value};
@@ -38,11 +38,11 @@ const REQUEST_WORDS: usize = WORDS + OUTCOME_WORDS;
 /// Length of the queue memory in bytes.
 pub const QUEUE_BYTES: usize = (FIRST_REQUEST + FS_REQUESTS * REQUEST_WORDS) * 8;
 
-/// A request of the kernel: what is to be done.
+/// The operation that a request of the kernel asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Operation {
-    /// Describe what is at the path in the data.
+    /// Describe the file or directory at the path in the data.
     Stat = 0,
     /// Open the file or directory at the path in the data under the number `node`: [`FS_CREATE`]
     /// and [`FS_TRUNCATE`] in `flags`. A number that is in use is opened anew.
@@ -53,7 +53,7 @@ pub enum Operation {
     /// fewer than asked for only at the file's end.
     Read = 3,
     /// Write the data to the file `node`, from `offset` on. The outcome's `value` is the number of
-    /// bytes. What lies between the file's end and `offset` becomes zeros.
+    /// bytes. The bytes between the file's end and `offset` become zeros.
     Write = 4,
     /// Make the file `node` `offset` bytes long.
     Truncate = 5,
@@ -108,7 +108,7 @@ pub const FS_OK: u32 = 0;
 
 macro_rules! define_errors {
     ($($error:ident = $number:literal $words:literal;)*) => {
-        /// Why a filesystem has not done what it was asked for.
+        /// The reason why a filesystem has not carried out a request.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u32)]
         pub enum FsError {
@@ -183,7 +183,7 @@ pub const FS_DIRECTORY: u32 = 1;
 pub const FS_FILE: u32 = 2;
 /// None of the others.
 pub const FS_OTHER: u32 = 3;
-/// A symbolic link: in a directory only, as a path leads to what the link leads to.
+/// A symbolic link: in a directory only, as a path leads on to the link's target.
 pub const FS_LINK: u32 = 4;
 
 /// The driver's answer to a request.
@@ -192,7 +192,8 @@ pub const FS_LINK: u32 = 4;
 pub struct FsOutcome {
     /// [`FS_OK`], or the number of an [`FsError`].
     pub status: u32,
-    /// [`FS_DIRECTORY`], [`FS_FILE`] or [`FS_OTHER`]: what was opened, or described.
+    /// [`FS_DIRECTORY`], [`FS_FILE`] or [`FS_OTHER`]: the kind of the file that was opened or
+    /// described.
     pub kind: u32,
     /// The file's length in bytes, or another value by the operation.
     pub value: u64,

@@ -37,7 +37,7 @@ impl DomainKind {
         DomainKind::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Returns what the names of modules' files for this kind end with.
+    /// Returns the suffix of the names of modules' files for this kind.
     pub const fn suffix(self) -> &'static str {
         match self {
             DomainKind::Paged => "",
@@ -110,8 +110,8 @@ macro_rules! define_kinds {
                 }
             }
 
-            /// Returns the name of the struct that describes what a driver offers; empty if it
-            /// offers nothing.
+            /// Returns the name of the struct that describes a driver's offer; empty if it offers
+            /// nothing.
             pub const fn offers(self) -> &'static str {
                 match self {
                     Kind::Other => "",

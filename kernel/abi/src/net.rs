@@ -1,10 +1,10 @@
 //! The memory that a network driver shares with the kernel: four rings of frame numbers, and the
 //! frames themselves in DMA memory.
 //!
-//! A ring's entry names a frame, its length, the queue of the card, and what the card has to do
-//! with the checksum ([`Entry`]). A frame belongs to one side at a time. The kernel lends transmit
-//! frames through `transmit` and gets them back through `transmitted`. It lends receive frames
-//! through `empty` and gets them back, filled, through `received`.
+//! A ring's entry names a frame, its length, the queue of the card, and the card's work on the
+//! checksum ([`Entry`]). A frame belongs to one side at a time. The kernel lends transmit frames
+//! through `transmit` and gets them back through `transmitted`. It lends receive frames through
+//! `empty` and gets them back, filled, through `received`.
 
 use crate::queue::{Place, Ring};
 use bitflags::bitflags;
@@ -164,7 +164,7 @@ impl NetInfo {
 
     /// The same of a card that takes frames of up to `max_frame` bytes, at most [`FRAME_BYTES`].
     pub const fn longest(self, max_frame: usize) -> NetInfo {
-        // What does not fit is too long, and refused.
+        // A length that does not fit is too long, and refused.
         let max_frame = if max_frame < u16::MAX as usize { max_frame as u16 } else { u16::MAX };
         NetInfo { max_frame, ..self }
     }

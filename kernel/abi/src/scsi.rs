@@ -187,7 +187,7 @@ pub struct ScsiInfo {
 pub const CAN_ABORT_TASK: u32 = 1 << FUNCTION_ABORT_TASK;
 /// The driver resets logical units.
 pub const CAN_RESET_LOGICAL_UNIT: u32 = 1 << FUNCTION_LOGICAL_UNIT_RESET;
-/// All that a driver can say it does.
+/// All task management functions that a driver can declare.
 pub const CAN_ALL: u32 = CAN_ABORT_TASK | CAN_RESET_LOGICAL_UNIT;
 
 const OUTCOME_OFFSET: usize = size_of::<Request>() / 8;
@@ -209,8 +209,8 @@ pub fn read_request(words: &impl Words, number: usize) -> Option<Request> {
     read_value::<{ size_of::<Request>() / 8 }, Request>(words, request_at(number))
 }
 
-/// The part of a [`Request`] that says what is asked for, with the first bytes of the command
-/// descriptor block: all bytes of the commands that disks know.
+/// The part of a [`Request`] that has its unit and function, and the length and first bytes of its
+/// command descriptor block: all bytes of the commands that disks know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Asked {
@@ -227,7 +227,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Returns what these words say, which [`read_asked`] has read.
+    /// Makes the part of a request from its words, which [`read_asked`] has read.
     pub fn of_words(words: [u64; 3]) -> Asked {
         zerocopy::transmute!(words)
     }

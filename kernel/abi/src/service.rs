@@ -12,7 +12,7 @@ use core::fmt;
 /// symbol(argument: Kind, ...) "what it does" => "its value", "what it refuses";`, where a kind is
 /// a variant of [`Kind`].
 ///
-/// Everything that must agree with the list is generated from it: the kernel's gates and the
+/// All parts that must agree with the list are generated from it: the kernel's gates and the
 /// functions behind them, the SDK's declarations and safe functions, the loader's table of names,
 /// the C header, the output of a trace, and the table in the documents.
 #[macro_export]
@@ -215,8 +215,8 @@ pub enum Refusal {
     Denied = 5,
     /// The limit on objects of this kind is reached.
     Full = 6,
-    /// The device has not done in time what its driver waits for. No service says so: it is for a
-    /// driver's own results.
+    /// The device has not reached in time the state that its driver waits for. No service says so:
+    /// it is for a driver's own results.
     NoAnswer = 7,
 }
 

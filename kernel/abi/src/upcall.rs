@@ -112,7 +112,7 @@ impl fmt::Display for Events {
 }
 
 impl fmt::Display for Reply {
-    /// Names what the driver replies, for a person.
+    /// Names the flags of the driver's reply, for a person.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const NAMES: [(Reply, &str); 4] = [
             (Reply::ACKNOWLEDGED, "acknowledged"),

@@ -148,8 +148,8 @@ pub struct Kernel {
     pub scsi: Option<Requests<Scsi>>,
     /// The kernel's end of the driver's block device, if the driver offers one.
     pub block: Option<Requests<Block>>,
-    /// The empty frames that the driver is lent, and what its card is to hear, as soon as the
-    /// driver offers a network interface.
+    /// The empty frames that the driver is lent, and the frames and groups that its card is to
+    /// hear, as soon as the driver offers a network interface.
     at_start: (Vec<u64>, Hearing, Vec<[u8; 6]>),
 }
 

@@ -58,8 +58,8 @@ impl Net {
         self.lend_each(&numbers);
     }
 
-    /// Sets what the driver's card is to hear, and to which groups. The driver sees it when it is
-    /// polled with [`Events::HEARING`](crate::Events::HEARING).
+    /// Sets which frames the driver's card is to hear, and to which groups. The driver sees it when
+    /// it is polled with [`Events::HEARING`](crate::Events::HEARING).
     pub fn hear(&mut self, hearing: Hearing, groups: &[[u8; 6]]) {
         let word = |[a, b, c, d, e, f]: [u8; 6]| u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
         let words = groups.iter().copied().map(word).chain(std::iter::repeat(0));

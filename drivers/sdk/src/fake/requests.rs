@@ -10,7 +10,7 @@ use ringfence_abi::scsi::{self, DIRECTION_IN, DIRECTION_NONE, DIRECTION_OUT, MAX
 use std::vec::Vec;
 use zerocopy::FromBytes;
 
-/// What the kernel needs to know of a class to make requests.
+/// The part of a class that the kernel needs to make requests.
 pub trait Asks: Protocol {
     /// How many requests have data: those with the numbers below.
     const WITH_DATA: usize;
@@ -25,8 +25,8 @@ pub trait Asks: Protocol {
     fn outcome(memory: &impl Words, number: usize) -> Self::Outcome;
 }
 
-/// The kernel's end of a channel of requests. A test chooses the numbers of requests; those that
-/// the driver has are different.
+/// The kernel's end of a channel of requests. A test chooses the numbers of requests; requests that
+/// the driver has at the same time have different numbers.
 pub struct Requests<P: Asks> {
     memory: Memory,
     /// The data of request 0, as the driver sees it. Those of the others follow.

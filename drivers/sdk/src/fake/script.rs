@@ -1,4 +1,4 @@
-//! Scripts: what a device is asked and answers, from a person or from a recording.
+//! Scripts: the accesses to a device and its answers, from a person or from a recording.
 
 use super::{Asks, Device, Kernel, REGIONS, Register, Requests};
 use crate::{Driver, Events};
@@ -13,13 +13,13 @@ use zerocopy::{Immutable, IntoBytes};
 
 /// A device that expects exactly these accesses, in this order. A person, a [`Recorder`], or a real
 /// run (`cargo run -- record NAME`) writes the script. Numbers are hexadecimal. Empty lines, and
-/// lines that begin with `#`, are ignored. The lines with what the device has can be anywhere:
+/// lines that begin with `#`, are ignored. The lines that describe the device can be anywhere:
 ///
 /// * `bar BAR ports|memory LENGTH`: a BAR
 /// * `c OFFSET WIDTH VALUE`: a value in configuration space
 /// * `vectors WANTED GIVEN`: interrupts of the device's own
 ///
-/// The lines with what happens are in its order:
+/// The lines for accesses are in their order:
 ///
 /// * `r BAR OFFSET WIDTH VALUE...`: reads of one register, one after the other, with their values
 /// * `w BAR OFFSET WIDTH VALUE...`: writes of one register
@@ -27,12 +27,12 @@ use zerocopy::{Immutable, IntoBytes};
 ///   written BYTES there
 /// * `f OFFSET BYTES`: the driver writes BYTES into a frame
 ///
-/// A recording also has a line for each upcall (`init` or `poll EVENTS`), and lines with what went
-/// through the queues of a network interface in it: `transmit ENTRY BYTES`, `transmitted NUMBER`,
-/// `empty NUMBER`, `received ENTRY`, `hearing BITS` and `group ADDRESS`; or through the channel of
-/// a SCSI adapter or a block device: `request NUMBER BYTES`, `out NUMBER OFFSET BYTES` (the driver
-/// reads the request's data), `in NUMBER OFFSET BYTES` (the driver writes it) and `completed NUMBER
-/// BYTES`.
+/// A recording also has a line for each upcall (`init` or `poll EVENTS`), and lines for the data
+/// that went through the queues of a network interface in it: `transmit ENTRY BYTES`, `transmitted
+/// NUMBER`, `empty NUMBER`, `received ENTRY`, `hearing BITS` and `group ADDRESS`; or through the
+/// channel of a SCSI adapter or a block device: `request NUMBER BYTES`, `out NUMBER OFFSET BYTES`
+/// (the driver reads the request's data), `in NUMBER OFFSET BYTES` (the driver writes it) and
+/// `completed NUMBER BYTES`.
 #[derive(Default, Clone)]
 pub struct Script {
     bars: BTreeMap<u64, (bool, u64)>,
@@ -43,7 +43,7 @@ pub struct Script {
     is_recording: bool,
 }
 
-/// What happens, in order.
+/// An access of the driver. A script has its accesses in order.
 #[derive(Debug, Clone, PartialEq)]
 enum Line {
     Read(Register, u64),
@@ -92,7 +92,8 @@ impl Script {
         script
     }
 
-    /// Reads a script; returns its upcalls. What is in front of the first one counts as an upcall.
+    /// Reads a script; returns its upcalls. The lines in front of the first upcall count as an
+    /// upcall.
     fn with_upcalls(text: &str) -> (Script, Vec<Upcall>) {
         let mut script = Script::default();
         let mut upcalls = Vec::new();
@@ -268,7 +269,8 @@ fn ask_again<P: Asks>(channel: Option<&mut Requests<P>>, upcall: &Upcall) {
     upcall.out.iter().for_each(|(number, offset, data)| channel.set_data(*number, *offset, data));
 }
 
-/// Compares what the driver did with its requests with what it did when it was recorded.
+/// Compares the requests that the driver has completed, and the data that it has written, with the
+/// recording.
 fn compare<P: Asks>(channel: Option<&mut Requests<P>>, upcall: &Upcall, number: usize)
 where
     P::Outcome: IntoBytes + Immutable,

@@ -22,8 +22,8 @@ pub struct Virtqueue {
     size: u16,
     available: usize,
     used: usize,
-    /// Number of entries offered, and the number of those that the device has finished and the
-    /// driver has taken.
+    /// Number of entries offered, and number of entries that the device has finished and the driver
+    /// has taken.
     offered: u16,
     taken: u16,
 }

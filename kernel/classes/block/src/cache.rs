@@ -1,9 +1,9 @@
-//! The caches of the disks that filesystems are on ([`ringfence_core::block_cache`]): what was read
-//! is kept and read ahead, what was written reaches the disk a moment later.
+//! The caches of the disks that filesystems are on ([`ringfence_core::block_cache`]). They keep the
+//! data that was read, and read data ahead. Written data reaches the disk a moment later.
 //!
 //! A cache belongs to the disk, not to the driver that uses it: it outlives that driver, and gives
-//! the successor what the disk does not have yet. Only filesystems have one: nobody else writes to
-//! their disk meanwhile.
+//! the successor the data that the disk does not have yet. Only filesystems have one: nobody else
+//! writes to their disk meanwhile.
 
 use super::disk::{self, Disk, Outcome, overlaps};
 use alloc::boxed::Box;
@@ -41,7 +41,7 @@ pub struct Cache {
     pages: Mutex<block_cache::Cache>,
     /// The tasks that wait for something to be read or written.
     waiting: Mutex<Vec<Waker>>,
-    /// What is to be read ahead.
+    /// The ranges to read ahead: place and length in bytes.
     ahead: Mutex<VecDeque<(u64, usize)>>,
     reads_ahead: AtomicUsize,
     is_writing: AtomicBool,
@@ -80,7 +80,7 @@ pub(crate) fn of(disk: &Arc<dyn Disk>) -> Arc<Cache> {
     let len_bytes = disk.blocks().saturating_mul(disk.block_bytes() as u64);
     let is_its = |cache: &Arc<Cache>| core::ptr::addr_eq(cache.disk.as_ptr(), Arc::as_ptr(disk));
     if let Some(found) = caches.iter().find(|cache| is_its(cache)) {
-        // Whoever comes after the last user is not to blame for its writes.
+        // A new user is not to blame for the writes of the users before it.
         if Arc::strong_count(found) == 1 {
             found.has_failed.store(false, Ordering::Release);
         }
@@ -111,7 +111,7 @@ fn all() -> Vec<Arc<Cache>> {
     CACHES.lock().clone()
 }
 
-/// Returns how many bytes all caches have of disks, and what they have done.
+/// Returns the disk of each cache, the number of bytes that the cache has of it, and its counts.
 pub fn state() -> Vec<(String, usize, Counts)> {
     let state = |cache: &Arc<Cache>| {
         let pages = cache.pages.lock();
@@ -120,26 +120,27 @@ pub fn state() -> Vec<(String, usize, Counts)> {
     CACHES.lock().iter().map(state).collect()
 }
 
-/// Returns the caches of a disk, under whatever name.
+/// Returns the caches of all disks that have blocks in common with `disk`.
 fn caches_of(disk: &dyn Disk) -> impl Iterator<Item = Arc<Cache>> {
     all().into_iter().filter(|cache| cache.disk.upgrade().is_some_and(|other| overlaps(disk, &*other)))
 }
 
-/// Waits until a disk has all that was written to it so far, under whatever name.
+/// Waits until a disk has all writes so far, also the writes to disks that have blocks in common
+/// with it.
 pub async fn written(disk: &dyn Disk) {
     for cache in caches_of(disk) {
         cache.written().await;
     }
 }
 
-/// Drops what was kept of a disk that somebody writes to who has no cache, or that another disk may
-/// be in the place of.
+/// Drops the known content of a disk that a user without a cache writes to, or that another disk
+/// may have replaced.
 pub fn changed(disk: &dyn Disk) {
     caches_of(disk).for_each(|cache| cache.pages.lock().invalidate());
 }
 
-/// Writes what waits, and drops what was kept of all disks, so that it must be read again: for
-/// measurements.
+/// Waits for the writes of all caches, and drops the pages that they keep, so that these must be
+/// read again: for measurements.
 pub async fn forget_all() {
     for cache in all() {
         cache.written().await;
@@ -149,7 +150,7 @@ pub async fn forget_all() {
 
 /// Gives up all pages that can be read again.
 fn give_up() {
-    // Who holds a lock right now needs what is there.
+    // A task that holds a lock right now needs the pages.
     let Some(caches) = CACHES.try_lock() else { return };
     caches.iter().filter_map(|cache| cache.pages.try_lock()).for_each(|mut pages| pages.shrink());
 }
@@ -183,13 +184,13 @@ impl Cache {
         .await;
     }
 
-    /// Waits until the disk has all that was written so far.
+    /// Waits until the disk has all writes so far.
     async fn written(&self) {
         let last = self.pages.lock().last();
         self.until(|pages| pages.done() >= last).await;
     }
 
-    /// Notes what to read ahead after a read.
+    /// Notes the ranges to read ahead after a read.
     fn note_read(&self, at: u64, len_bytes: usize) {
         let Some((from, len_bytes)) = self.pages.lock().ahead(at, len_bytes) else { return };
         let mut ahead = self.ahead.lock();
@@ -238,7 +239,7 @@ impl Cache {
         if filled.is_ok() {
             return Ok(());
         }
-        // The disk may have failed at a block beside those that were asked for.
+        // The disk may have failed at a block beside the blocks that were asked for.
         let mut bytes = room_for(len_bytes).await?;
         self.disk().await?.read(lba, &mut bytes).await?;
         self.pages.lock().overlay(at, &mut bytes);
@@ -287,8 +288,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Waits until all that was written so far is on the medium. A write that has failed since the
-    /// last time is told of here.
+    /// Waits until all writes so far are on the medium. A write that has failed since the last time
+    /// is told of here.
     pub(crate) async fn flush(&self) -> Outcome {
         self.written().await;
         let flushed = self.disk().await?.flush().await;
@@ -298,11 +299,11 @@ impl Cache {
         }
     }
 
-    /// Waits until all that was written is on the medium, and tells of a write that has failed
-    /// since this was asked last.
+    /// Waits until all writes so far are on the medium, and tells of a write that has failed since
+    /// the last call.
     ///
     /// # Errors
-    /// In words, what is not written.
+    /// In words: a write or the flush has failed, or the disk is gone.
     pub async fn settle(&self) -> Outcome {
         self.written().await;
         let flushed = match self.disk().await {
@@ -323,7 +324,7 @@ impl Cache {
         Ok(disk)
     }
 
-    /// Writes what waits to be written.
+    /// Writes the data that waits to be written.
     async fn write_behind(self: Arc<Cache>) {
         loop {
             let Some((at, bytes)) = self.pages.lock().next_write() else { break };
@@ -349,7 +350,7 @@ impl Cache {
 
     /// Reads a range ahead.
     async fn read_ahead(self: Arc<Cache>, at: u64, len_bytes: usize) {
-        // The reader who needs it is told of an error.
+        // A reader that needs the range is told of an error.
         let _ = self.fill(at, len_bytes, |_| ()).await;
         self.reads_ahead.fetch_sub(1, Ordering::AcqRel);
         ON_WORK.wake();
@@ -373,12 +374,13 @@ impl Cache {
 
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Notes that somebody has ceased to use a cache: one that nobody uses goes, when the disk has all.
+/// Notes that a user has ceased to use a cache: a cache without a user goes, when the disk has all
+/// its writes.
 pub fn let_go() {
     ON_WORK.wake();
 }
 
-/// Writes what waits to be written and reads ahead, for ever.
+/// Writes the data that waits to be written and reads ahead, for ever.
 pub async fn run() {
     hw::memory::install_reclaim(give_up);
     let mut works: Vec<Work> = Vec::new();

@@ -126,10 +126,10 @@ static void step_into_gate(void)
 /* QEMU enters virtual-8086 mode with any CS that the image has, and then fails to fetch, as no page is a user's. If an
    interrupt comes in between, its frame says CS=8, SS=16 and RIP=0x1234: the kernel must go on there in ring 1. QEMU looks
    for interrupts where a block of instructions ends, so one that comes during the slow instructions of this block is met
-   right behind the IRET. */
+   right behind the IRET. A block ends at a page's end as well, so this one is kept within a page. */
 static void virtual_8086_slowly(void)
 {
-    __asm__ volatile("mov %%ss, %%eax; jmp 1f; 1: .rept 400; lsl %%ax, %%ecx; .endr; push $" KERNEL_DATA
+    __asm__ volatile("mov %%ss, %%eax; jmp 1f; .balign 2048; 1: .rept 400; lsl %%ax, %%ecx; .endr; push $" KERNEL_DATA
                      "; push %%esp; push $0x23202; push $" KERNEL_CODE "; push $0x1234; iret"
                      : : : "eax", "ecx", "memory");
 }

@@ -548,23 +548,32 @@ fn the_same_attacks_of_32_bit_code_fail_under_bochs() {
 
 /// **QEMU's way into virtual-8086 mode leaves a frame that says ring 0**, if an interrupt comes
 /// before the first fetch. The kernel does not go on there: the driver's next instruction is in
-/// ring 1. The driver is slow right before, so that the timer meets some of the tries.
+/// ring 1. The driver is slow right before, so that the timer meets about one of 500 tries; more
+/// boots try until it has met one.
 #[test]
 fn an_interrupt_in_virtual_8086_mode_does_not_go_on_in_ring_0() {
     if !are_built() {
         return;
     }
+    // Fails when QEMU no longer does it.
+    const BOOTS: usize = 6;
     let tries =
-        "mute repeat 4000 insmod rogue-segment, fails tell rogue-segment virtual-8086-slowly, rmmod rogue-segment";
-    let text = boot_well(&bare(&format!("insmod template; integrity; {tries}; tell template x; integrity; irqs")));
-    assert_intact(&text);
-    assert_says(&text, "template: 1 (0x1)");
-    let faults: Vec<_> = text.faults("rogue-segment").into_iter().map(|fault| &*fault.headline).collect();
-    // The base of CS is 0x80 in virtual-8086 mode, and 0 where the kernel goes on.
-    let count = |kind: &str| faults.iter().filter(|headline| headline.contains(kind)).count();
-    let (met, all) = (count("#PF executing 0x10000001234 "), faults.len());
-    assert_eq!(met + count("#PF executing 0x100000012b4 "), all, "{text}");
-    // The timer meets about one of 300 tries. This fails when QEMU no longer does it.
-    assert!(all == 4000 && met > 0, "{met} of {all}");
-    assert_says(&text, &format!("{met} in virtual-8086 mode, which QEMU enters and no CPU has here"));
+        "mute repeat 2000 insmod rogue-segment, fails tell rogue-segment virtual-8086-slowly, rmmod rogue-segment";
+    let script = format!("insmod template; integrity; {tries}; tell template x; integrity; irqs");
+    let is_met = (0..BOOTS).any(|_| {
+        let text = boot_well(&bare(&script));
+        assert_intact(&text);
+        assert_says(&text, "template: 1 (0x1)");
+        let faults: Vec<_> = text.faults("rogue-segment").into_iter().map(|fault| &*fault.headline).collect();
+        // The base of CS is 0x80 in virtual-8086 mode, and 0 where the kernel goes on.
+        let count = |kind: &str| faults.iter().filter(|headline| headline.contains(kind)).count();
+        let met = count("#PF executing 0x10000001234 ");
+        assert_eq!(faults.len(), 2000);
+        assert_eq!(met + count("#PF executing 0x100000012b4 "), 2000, "{text}");
+        if met > 0 {
+            assert_says(&text, &format!("{met} in virtual-8086 mode, which QEMU enters and no CPU has here"));
+        }
+        met > 0
+    });
+    assert!(is_met, "none of {BOOTS} times 2000 tries");
 }

@@ -218,13 +218,16 @@ impl Attacked {
         }
     }
 
-    /// Checks that the drivers have domains of the kind for which they were chosen.
-    pub fn check_kinds(&mut self, victims: &[Victim]) -> Result<()> {
+    /// Checks that the drivers have domains of the kind for which they were chosen, while the work
+    /// goes on.
+    pub fn check_kinds(&mut self, victims: &[Victim], work: &mut impl Work) -> Result<()> {
         self.running.type_line("lsmod")?;
         let limit = Instant::now() + PATIENCE;
         let drivers = loop {
-            if let Some(Event::Drivers(drivers)) = self.next(limit, "the list of drivers")? {
-                break drivers;
+            match self.next(limit, "the list of drivers")? {
+                Some(Event::Drivers(drivers)) => break drivers,
+                Some(event) => _ = work.note(&mut self.running, &event)?,
+                None => {}
             }
         };
         for victim in victims {

@@ -143,7 +143,7 @@ fn go_on(
 ) -> Result<(u64, u64, bool)> {
     copies.begin(&mut attacked.running)?;
     attacked.attack(victims, (end, u64::MAX), random, copies)?;
-    attacked.check_kinds(victims)?;
+    attacked.check_kinds(victims, copies)?;
     let count = copies.count;
     attacked.wait(copies, "the last copy to end", |copies| copies.count > count)?;
     let Stopped { bytes, wrong, sum } = stream.stop();

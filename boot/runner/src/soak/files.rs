@@ -323,7 +323,7 @@ fn rounds(
         files.stops = false;
         files.begin(&mut attacked.running)?;
         attacked.attack(victims, (end, ROUND), random, files)?;
-        attacked.check_kinds(victims)?;
+        attacked.check_kinds(victims, files)?;
         files.stops = true;
         attacked.wait(files, "the last command to end", |files| files.is_idle)?;
         // Both drivers must be there to be unloaded.

@@ -253,7 +253,7 @@ struct Tested<'a> {
 }
 
 /// QEMU's devices whose rings have a size that the machine chooses, with the options that choose
-/// the smallest size, the largest size, and one that is smaller than the driver asks for.
+/// the smallest size, one in between, and the largest.
 const RING_SIZES: [(&str, [&str; 3]); 3] = [
     ("virtio-net", ["rx_queue_size=256,tx_queue_size=256", "rx_queue_size=512", "rx_queue_size=1024"]),
     ("virtio-scsi", ["virtqueue_size=4", "virtqueue_size=32", "virtqueue_size=1024"]),

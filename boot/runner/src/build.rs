@@ -17,6 +17,7 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::SystemTime;
 
 /// The files of a built system.
 #[derive(Debug, Clone)]
@@ -485,19 +486,66 @@ fn compile_c(name: &str, source: &CSource, to: &Path, flags: &[&str]) -> Result<
         let object = to.join(format!("{name}-{}.o", file.file_name().unwrap_or_default().to_string_lossy()));
         let mut compiler = source.compiler(&file)?;
         compiler.arg("-c").args(flags);
-        replace(&object, |to| show_warnings(compiler.arg("-o").arg(to)))?;
+        compile_file(compiler, &object)?;
         objects.push(object);
     }
     Ok(objects)
 }
 
-/// Runs a compiler, and shows its warnings even if it succeeds.
-fn show_warnings(compiler: &mut Command) -> Result<()> {
+/// Runs a compiler that makes `object`, and shows its warnings even if it succeeds. Does nothing if
+/// the same command has made the object without a warning, and no file that it read has changed.
+fn compile_file(mut compiler: Command, object: &Path) -> Result<()> {
+    let made = object.with_extension("made");
+    let command = format!("{compiler:?}\n");
+    let state = |path: &str| anyhow::Ok(format!("{} {path}\n", state_of(path)?.0));
+    if object.is_file()
+        && let Ok(before) = fs::read_to_string(&made)
+        && let Some(files) = before.strip_prefix(&*command)
+        && files.split_inclusive('\n').all(|line| {
+            let path = line.trim_end().split_once(' ').map_or("", |(_, path)| path);
+            state(path).is_ok_and(|now| now == line)
+        })
+    {
+        return Ok(());
+    }
+    // Without this file, the object is made anew.
+    let _ = fs::remove_file(&made);
+    let began = SystemTime::now();
+    let list = object.with_extension(format!("{}.d", std::process::id()));
+    compiler.arg("-MD").arg("-MF").arg(&list);
+    let warned = replace(object, |to| show_warnings(compiler.arg("-o").arg(to)));
+    let files = made_from(&fs::read_to_string(&list).unwrap_or_default());
+    let _ = fs::remove_file(&list);
+    // A file that was saved meanwhile may have been read before.
+    let is_as_read = |path: &String| state_of(path).is_ok_and(|(_, saved)| saved < began);
+    if !warned? && !files.is_empty() && files.iter().all(is_as_read) {
+        let states = files.iter().map(|path| state(path)).collect::<Result<String>>()?;
+        replace(&made, |to| Ok(fs::write(to, command + &states)?))?;
+    }
+    Ok(())
+}
+
+/// Returns what tells one state of a file from another, and when it was saved.
+fn state_of(path: &str) -> Result<(String, SystemTime)> {
+    let file = fs::metadata(path)?;
+    let saved = file.modified()?;
+    Ok((format!("{}:{}", file.len(), saved.duration_since(SystemTime::UNIX_EPOCH)?.as_nanos()), saved))
+}
+
+/// Returns the files in a rule for `make`, behind the target: they are divided by blanks, and a
+/// backslash is before the end of a line that goes on, and before a blank in a name.
+fn made_from(rule: &str) -> Vec<String> {
+    let files = rule.split_once(": ").map_or("", |(_, files)| files).replace("\\\n", " ").replace("\\ ", "\0");
+    files.split_whitespace().map(|file| file.replace('\0', " ")).collect()
+}
+
+/// Runs a compiler, and shows its warnings even if it succeeds. Returns whether there were any.
+fn show_warnings(compiler: &mut Command) -> Result<bool> {
     let output = output_of(compiler)?;
     if !output.stderr.is_empty() {
         output::complain(String::from_utf8_lossy(&output.stderr).trim_end());
     }
-    Ok(())
+    Ok(!output.stderr.is_empty())
 }
 
 /// Another way to compile a module: the code does the same, but has other displacements in its
@@ -541,8 +589,8 @@ fn link(
     let module = Module { name, debug, packed };
     let stamped = stamp(objects)?;
     let is_there = module.debug.is_file() && module.packed.is_file();
+    // A module that the kernel would refuse gets no stamp.
     if is_there && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamped) {
-        refuse_refused(&module)?;
         return Ok(module);
     }
     match kind {
@@ -658,12 +706,13 @@ fn refuse_refused(module: &Module) -> Result<()> {
     Ok(())
 }
 
-/// Returns a hash of the objects and of the rules for linking. It tells whether a module must be
-/// linked again.
+/// Returns a hash of the objects and of the rules for linking and for what the kernel refuses. It
+/// tells whether a module must be linked again.
 fn stamp(objects: &[PathBuf]) -> Result<String> {
     let mut hasher = DefaultHasher::new();
-    [include_str!("build.rs"), include_str!("holes.rs"), include_str!("../../../kernel/core/src/tcg.rs")]
-        .hash(&mut hasher);
+    let rules = [include_str!("build.rs"), include_str!("check.rs"), include_str!("holes.rs")];
+    let kernels = [include_str!("../../../kernel/core/src/module.rs"), include_str!("../../../kernel/core/src/tcg.rs")];
+    (rules, kernels).hash(&mut hasher);
     for object in objects {
         let file = fs::metadata(object).with_context(|| format!("reading {}", object.display()))?;
         (object, file.len(), file.modified()?).hash(&mut hasher);
@@ -694,10 +743,10 @@ pub fn write_if_changed(path: &Path, content: &str) -> Result<()> {
 
 /// Has `make` make a file beside `path` and moves it to `path` in one step, because another run of
 /// this program may be reading or making the same file.
-fn replace(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+fn replace<T>(path: &Path, make: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let part = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let made = make(&part).and_then(|()| Ok(fs::rename(&part, path)?));
+    let made = make(&part).and_then(|made| Ok(fs::rename(&part, path).map(|()| made)?));
     if made.is_err() {
         // The file may not exist.
         let _ = fs::remove_file(&part);
@@ -730,4 +779,40 @@ pub(crate) fn output_of(command: &mut Command) -> Result<Output> {
 fn is_missing(command: &Command) -> String {
     let name = command.get_program().display();
     format!("cannot run {name}: is it installed? 'make setup' installs what is missing")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An object is compiled again when a file that it is made from or the command changes, and each
+    /// time while the compiler warns.
+    #[test]
+    fn c_is_compiled_again_only_where_it_has_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, header, object] = ["a b.c", "n.h", "a.o"].map(|name| folder.path().join(name));
+        let save = |path: &Path, text: &str| {
+            fs::write(path, text).unwrap();
+            // A file that was saved just now would be compiled again.
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(SystemTime::now() - std::time::Duration::from_secs(60)).unwrap();
+        };
+        save(&file, "#include \"n.h\"\nint of(void) { return N; }\n");
+        let compile = |flag: &str| {
+            // Where nothing is compiled, this stays.
+            fs::write(&object, "old").unwrap();
+            let mut compiler = Command::new("gcc");
+            compiler.args(["-Wall", "-c", flag]).arg(&file);
+            compile_file(compiler, &object).map(|()| fs::read(&object).unwrap() != b"old")
+        };
+        let compiles = |text: &str, flags: [&str; 2]| {
+            save(&header, text);
+            flags.map(|flag| compile(flag).ok())
+        };
+        assert_eq!(compiles("#define N 1\n", ["-O1", "-O1"]), [Some(true), Some(false)]);
+        assert_eq!(compiles("#define N 12\n", ["-O1", "-O2"]), [Some(true), Some(true)]);
+        assert_eq!(compiles("#define N (\n", ["-O2", "-O2"]), [None, None]);
+        assert_eq!(compiles("#define N 1; int unused\n", ["-O2", "-O2"]), [Some(true), Some(true)]);
+        assert_eq!(made_from("x.o: a.c \\\n  b\\ c.h d.h\n"), ["a.c", "b c.h", "d.h"]);
+    }
 }

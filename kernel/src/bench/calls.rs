@@ -1,13 +1,13 @@
 //! The cost of single crossings.
 
-use super::{Plan, Row, alternate, alternate_in};
+use super::{Plan, Row, alternate, alternate_in, check_trust};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use host::domain::{Handle, Ring, registry};
 use host::file::File;
 use host::module;
-use hw::arch::bench::Crossing;
+use hw::arch::bench::{Crossing, with_syscall};
 use hw::arch::time;
 use ringfence_abi::layout::MAX_DOMAINS;
 use ringfence_abi::manifest::DomainKind;
@@ -84,6 +84,7 @@ async fn measure(loaded: &mut Loaded, unit: &'static str, print: &mut impl FnMut
             }
             print(&row);
         }
+        user_mode(&handle, unit)?.iter().for_each(&mut *print);
     }
     // Two drivers that are busy in turn.
     loaded.to(2).await?;
@@ -156,6 +157,31 @@ fn calls_by(handle: &Handle, crossing: Crossing) -> Result<f64, String> {
     let imports = domain.imports;
     domain.space.cross_as_usual(changed, imports);
     ticks
+}
+
+/// Measures calls and upcalls with the driver in ring 3 of the kernel's root: the other way to do
+/// without loads of CR3.
+fn user_mode(handle: &Handle, unit: &'static str) -> Result<[Row; 2], String> {
+    check_trust(&[Ring::Trusted], handle)?;
+    let mut rows = ["call/syscall", "upcall/syscall"].map(|name| Row::new(name, unit).user());
+    let entry = {
+        let mut domain = handle.lock();
+        let (entry, imports) = (domain.entry, domain.imports);
+        domain.entry = domain.space.to_user(entry, imports).map_err(|error| error.to_string())?;
+        entry
+    };
+    let measured = (0..=SAMPLES).try_for_each(|number| {
+        let samples = with_syscall(|| Ok::<_, String>([calls(handle)?, upcalls(handle)?]))?;
+        for (row, sample) in rows.iter_mut().zip(samples).filter(|_| number > 0) {
+            row.samples.push(sample);
+        }
+        Ok(())
+    });
+    let mut domain = handle.lock();
+    domain.entry = entry;
+    let imports = domain.imports;
+    domain.space.from_user(imports);
+    measured.map(|()| rows)
 }
 
 /// Returns the TSC ticks of one empty upcall.

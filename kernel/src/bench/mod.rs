@@ -41,7 +41,8 @@ const LONGEST_TURN_MS: u64 = 1_000_000;
 /// One line of results.
 pub struct Row {
     name: &'static str,
-    ring: Option<Ring>,
+    /// The number of the driver's ring.
+    ring: Option<u8>,
     /// The kind of domain that the driver has in ring 1.
     kind: Option<DomainKind>,
     batch: Option<usize>,
@@ -57,8 +58,14 @@ impl Row {
     }
 
     fn ring(mut self, ring: Ring, kind: DomainKind) -> Row {
-        self.ring = Some(ring);
+        self.ring = Some(ring as u8);
         self.kind = (ring == Ring::Sandboxed).then_some(kind);
+        self
+    }
+
+    /// Makes the row one about ring 3, in which no driver is otherwise.
+    fn user(mut self) -> Row {
+        self.ring = Some(3);
         self
     }
 
@@ -101,7 +108,7 @@ impl Row {
         );
         link::tell(&Event::Bench(event::Row {
             name: self.name.into(),
-            ring: self.ring.map(|ring| ring as u8),
+            ring: self.ring,
             kind: self.kind.map(|kind| kind.name().into()),
             batch: self.batch.map(|batch| batch as u64),
             domains: self.domains as u64,

@@ -196,6 +196,8 @@ fn every_row_is_there() {
         {
             expect(&format!("call/{name}"), Some(ring), None, unit);
         }
+        expect("call/syscall", Some(3), None, unit);
+        expect("upcall/syscall", Some(3), None, unit);
     }
     for ring in [0, 1] {
         expect("upcall", Some(ring), None, "ticks");

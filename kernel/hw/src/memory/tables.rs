@@ -352,6 +352,22 @@ pub fn free_below(table: &Frames) {
     table.entries().for_each(|entry| entry.set_bits(0));
 }
 
+/// Makes all pages below the table of level 3 in `table` pages of user mode, or of supervisor mode
+/// again. Translations that are cached stay.
+#[cfg(feature = "bench")]
+pub fn set_user(table: &Frames, is_user: bool) {
+    fn visit(table: Table, level: u8, is_user: bool) {
+        for entry in table.entries().filter(|entry| !entry.is_unused()) {
+            let (bits, user) = (entry.bits(), Flags::USER_ACCESSIBLE.bits());
+            entry.set_bits(if is_user { bits | user } else { bits & !user });
+            if let Some(below) = entry.table().filter(|_| level > 1) {
+                visit(below, level - 1, is_user);
+            }
+        }
+    }
+    visit(Table(table.physical()), 3, is_user);
+}
+
 /// Calls `with` for each entry that the kernel's root has for its own half, of tables and pages,
 /// without the bits that the CPU sets by itself.
 pub fn for_each_kernel_entry(with: &mut dyn FnMut(u64)) {

@@ -86,6 +86,20 @@ impl Gdb {
         self.wait()
     }
 
+    /// Waits until gdb has said `text`, before the end of the command that was given.
+    pub fn wait_until(&mut self, text: &str) {
+        let end = Instant::now() + TIME_LIMIT;
+        while !self.lines.recv_timeout(end.saturating_duration_since(Instant::now())).unwrap().contains(text) {}
+    }
+
+    /// Interrupts gdb, as Ctrl-C does at a terminal.
+    pub fn interrupt(&self) {
+        let is_gdb = |line: &str| line.contains(&self.system) && line.contains("target remote");
+        for (number, _) in processes().into_iter().filter(|(_, line)| is_gdb(line)) {
+            assert!(Command::new("kill").args(["-INT", &number]).status().unwrap().success());
+        }
+    }
+
     /// Kills gdb, and first the runner that passes its bytes on.
     pub fn kill(mut self) {
         for process in processes().into_iter().filter(|(_, line)| line.contains(&self.system)) {

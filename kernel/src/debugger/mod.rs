@@ -298,6 +298,7 @@ async fn serve(number: u64) {
             }
             GdbStubStateMachine::CtrlCInterrupt(interrupt) => {
                 let reason = drivers.interrupted();
+                core::mem::take(&mut drivers.warnings).iter().for_each(|text| input.say(text));
                 interrupt.interrupt_handled(&mut drivers, Some(reason))
             }
             GdbStubStateMachine::Disconnected(_) => return,

@@ -123,6 +123,7 @@ impl Drivers {
             Why::New => Reason::Library(tid),
             Why::Breakpoint => Reason::SwBreak(tid),
             Why::Step => signal(Signal::SIGTRAP),
+            Why::Interrupt => signal(Signal::SIGINT),
             Why::Watch { address, reads } => {
                 let kind = if reads { WatchKind::ReadWrite } else { WatchKind::Write };
                 Reason::Watch { tid, kind, addr: address }
@@ -140,10 +141,25 @@ impl Drivers {
         })
     }
 
-    /// Returns the stop reason for gdb when a person interrupts gdb. No driver stands for that:
-    /// between its upcalls a driver executes nothing.
-    pub fn interrupted(&self) -> Reason {
-        let first = registry::in_slots().first().map(|handle| thread(handle.lock().space.slot()));
+    /// Has the driver stand that gdb was started for, or all drivers, as a person has interrupted
+    /// gdb. Returns the stop reason for gdb.
+    pub fn interrupted(&mut self) -> Reason {
+        let mut drivers = registry::in_slots();
+        if drivers.iter().any(|handle| debug::is_about(&handle.lock().name)) {
+            drivers.retain(|handle| debug::is_about(&handle.lock().name));
+        }
+        for handle in &drivers {
+            if let Some(stop) = debug::interrupt(handle) {
+                self.told.retain(|(slot, _)| *slot != stop.slot);
+                self.told.push((stop.slot, stop.number));
+                continue;
+            }
+            let domain = handle.lock();
+            if !domain.stands() {
+                self.warnings.push(format!("{}, ring {}, {}: goes on\n", domain.name, domain.ring(), domain.state()));
+            }
+        }
+        let first = drivers.first().map(|handle| thread(handle.lock().space.slot()));
         let told = self.told.first().map(|(slot, _)| thread(*slot));
         Reason::SignalWithThread { tid: told.or(first).unwrap_or(NO_DRIVER), signal: Signal::SIGINT }
     }

@@ -365,6 +365,46 @@ fn a_session_ends_in_the_middle_of_a_command() {
     leave(running);
 }
 
+/// Ctrl-C has the driver stand that gdb was started for, or all drivers that can stand: where the
+/// next upcall begins. Nothing is lost when they go on.
+#[test]
+fn a_person_interrupts_drivers() {
+    let mut running = at_prompt(bare(""));
+    ["insmod template", "insmod null", "insmod null", "ring null.2 0"]
+        .into_iter()
+        .for_each(|line| run_well(&mut running, line));
+    let state = |running: &mut Running, name| driver(running, name).state.to_string();
+    let interrupt = |gdb: &mut Gdb| {
+        gdb.give("continue");
+        gdb.wait_until("Continuing.");
+        gdb.interrupt();
+        gdb.wait()
+    };
+    let mut gdb = Gdb::start(&running, Some("template"));
+    let stopped = interrupt(&mut gdb);
+    assert!(stopped.contains("SIGINT") && stopped.contains("rf_template::_::rf_upcall"), "{stopped}");
+    assert_eq!(["template", "null"].map(|name| state(&mut running, name)), ["in the debugger", "running"]);
+    running.type_line("tell template x &").unwrap();
+    run_well(&mut running, "tell null calls 1");
+    gdb.give("continue");
+    running.wait_for("template: 1 (0x1)").unwrap();
+    // It goes on as well when gdb detaches.
+    gdb.interrupt();
+    assert!(gdb.wait().contains("SIGINT"));
+    gdb.leave();
+    run_well(&mut running, "tell template x");
+    let mut gdb = Gdb::start(&running, None);
+    let stopped = interrupt(&mut gdb);
+    assert!(stopped.contains("null.2, ring 0, running: goes on"), "{stopped}");
+    let states = ["template", "null", "null.2"].map(|name| state(&mut running, name));
+    assert_eq!(states, ["in the debugger", "in the debugger", "running"]);
+    // One `continue` is for all of them.
+    gdb.give("continue");
+    ["tell template y", "tell null calls 1"].into_iter().for_each(|line| run_well(&mut running, line));
+    gdb.kill();
+    leave(running);
+}
+
 /// The debug registers watch a driver's memory.
 #[test]
 fn a_watchpoint_stops_the_driver_that_writes() {

@@ -29,6 +29,7 @@ use hw::arch::handlers::{DriverTrap, Verdict};
 use hw::arch::watch;
 use ringfence_abi::layout::slot_of;
 use ringfence_abi::service::{Refusal, SERVICE_COUNT};
+use ringfence_abi::upcall::NULL;
 use ringfence_core::disassembly::MAX_INSTRUCTION;
 use ringfence_core::extent::Extent;
 use ringfence_core::vector::{DEBUG, GENERAL_PROTECTION};
@@ -46,6 +47,8 @@ pub enum Why {
     Breakpoint,
     /// It has done a step.
     Step,
+    /// A person has interrupted it ([`interrupt`]).
+    Interrupt,
     /// It has accessed watched memory at this address.
     Watch {
         /// The first address of that memory.
@@ -86,6 +89,8 @@ pub struct Debugged {
     /// A breakpoint that is met once, where a step over a gate ends or the driver starts, and the
     /// byte that is there.
     once: Option<(u64, u8)>,
+    /// Whether that breakpoint is [`interrupt`]'s.
+    is_interrupted: bool,
 }
 
 /// A breakpoint.
@@ -233,6 +238,28 @@ pub fn stop_next_no_more(name: &str) {
     if let Some(session) = SESSION.lock().as_mut() {
         session.starts.retain(|other| other != name);
     }
+}
+
+/// Has a driver stand at its entry point, in an upcall that does nothing: between its upcalls a
+/// driver executes nothing that could be interrupted. Returns the stop, of which the debugger is
+/// not told again; `None` if the driver cannot stand, sleeps, or stands already.
+pub fn interrupt(handle: &Handle) -> Option<Stop> {
+    let mut domain = handle.lock();
+    let can_stand = domain.ring() == Ring::Sandboxed && !domain.is_segmented();
+    if !can_stand || !domain.life.is_running() {
+        return None;
+    }
+    take_once(&mut domain);
+    domain.debugged.once = place(&domain, domain.entry).map(|byte| (domain.entry, byte));
+    domain.debugged.is_interrupted = true;
+    // It stands: the upcall has no result yet.
+    let _ = domain.upcall(NULL, [0; 3]);
+    domain.debugged.is_interrupted = false;
+    let slot = domain.space.slot();
+    let mut session = SESSION.lock();
+    let stops = &mut session.as_mut()?.stops;
+    let place = stops.iter().position(|stop| stop.slot == slot && stop.why == Why::Interrupt)?;
+    stops.remove(place)
 }
 
 /// Returns the driver in whose slot `address` is.
@@ -424,7 +451,7 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
         }
     } else if is_int3 && domain.debugged.once.is_some_and(|(address, _)| address == at) {
         take_once(domain);
-        Why::Step
+        if core::mem::take(&mut domain.debugged.is_interrupted) { Why::Interrupt } else { Why::Step }
     } else if is_int3
         && session.breakpoints.iter().any(|breakpoint| breakpoint.address == at && breakpoint.byte_in(domain).is_some())
     {

@@ -46,7 +46,22 @@ pub struct Module {
 /// Folders of `drivers/` that are not modules.
 const NOT_MODULES: [&str; 1] = ["sdk"];
 /// The modules that are built for segmented domains as well.
-const SEGMENTED: [&str; 7] = ["e1000", "hello-c", "null", "rtl8139-c", "template", "virtio-scsi", "watchman"];
+const SEGMENTED: [&str; 14] = [
+    "e1000",
+    "hello-c",
+    "null",
+    "rogue-blk",
+    "rogue-lsi",
+    "rogue-ne2k",
+    "rogue-nic",
+    "rogue-rtl8139",
+    "rogue-scsi",
+    "rogue-virtio-net",
+    "rtl8139-c",
+    "template",
+    "virtio-scsi",
+    "watchman",
+];
 /// The modules that are built for segmented domains only.
 const SEGMENTED_ONLY: [&str; 1] = ["rogue-segment"];
 /// The most orders of a segmented module's functions that are tried.

@@ -37,6 +37,7 @@ fn import_all() -> [u64; 19] {
 /// Calls service `number` through its gate. The kernel defines the layout of the LDT; it is no
 /// secret. All registers except RSP are set, not only the registers that could be arguments.
 /// Registers that a call preserves must have their old values afterwards.
+#[cfg(target_arch = "x86_64")]
 fn call(number: u64, arguments: [u64; 3]) -> i64 {
     let target = [0u16, 0, ((6 + 2 * number) << 3 | 5) as u16];
     let [a, b, c] = arguments;
@@ -64,6 +65,32 @@ fn call(number: u64, arguments: [u64; 3]) -> i64 {
     result
 }
 
+/// The same for 32-bit code: of the third argument the gate takes 32 bits, and a call preserves EDI
+/// and EBP.
+#[cfg(target_arch = "x86")]
+fn call(number: u64, arguments: [u64; 3]) -> i64 {
+    let [a, b, c] = arguments;
+    let selector = (6 + 2 * number) << 3 | 5;
+    let words = [0, selector, a, a >> 32, b, b >> 32, c, !a].map(|word| word as u32);
+    let (low, high, changed): (u32, u32, u32);
+    // SAFETY: the services trust no argument.
+    unsafe {
+        asm!(
+            "push ebx", "push esi", "push edi", "push ebp", "push ecx",
+            "mov ebp, ecx",
+            "mov eax, [ebp + 8]", "mov ebx, [ebp + 12]", "mov edx, [ebp + 16]", "mov esi, [ebp + 20]",
+            "mov ecx, [ebp + 24]", "mov edi, [ebp + 28]",
+            ".byte 0xff, 0x5d, 0", // call far [ebp]
+            "pop ecx",
+            "xor edi, [ecx + 28]", "xor ecx, ebp", "or ecx, edi",
+            "pop ebp", "pop edi", "pop esi", "pop ebx",
+            inout("ecx") words.as_ptr() => changed, out("eax") low, out("edx") high,
+        )
+    };
+    assert!(changed == 0, "service {number} changed a register");
+    (u64::from(high) << 32 | u64::from(low)) as i64
+}
+
 /// Returns extreme values for arguments: numbers, and addresses of all kinds.
 fn extremes(slot: u64) -> [u64; 22] {
     [
@@ -89,7 +116,7 @@ fn extremes(slot: u64) -> [u64; 22] {
         slot + STACK_TOP - 4,
         slot + SLOT_SIZE - 8,
         // The image of the second driver, which is in the preceding slot.
-        slot - SLOT_SIZE + IMAGE,
+        slot.wrapping_sub(SLOT_SIZE) + IMAGE,
     ]
 }
 
@@ -140,7 +167,7 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
             }
         };
         let mut arguments = [argument(), argument(), argument()];
-        let random = random() as usize;
+        let random = random();
         match number {
             LOG => arguments[1] = text.as_ptr() as u64,
             ANSWER | COMMAND => {
@@ -148,7 +175,7 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
                 arguments[1] %= text.len() as u64;
             }
             OFFER => {
-                let at = random % (text.len() - INFO_BYTES);
+                let at = random as usize % (text.len() - INFO_BYTES);
                 let bytes = (random >> 16).to_le_bytes();
                 // Half of the descriptions have a valid Ethernet address and an empty `can_hear`.
                 let (info, rest) = match random & 1 << 63 {
@@ -168,7 +195,7 @@ pub fn at_random(slot: u64, number: u64, state: &mut u64) -> u64 {
                 if let another @ 0.. = unsafe { raw::rf_dma_alloc(PAGE_SIZE) } {
                     region = another as u64;
                 }
-                arguments[0] = region + if random & 4 == 0 { 0 } else { random as u64 >> 3 & (PAGE_SIZE - 1) };
+                arguments[0] = region + if random & 4 == 0 { 0 } else { random >> 3 & (PAGE_SIZE - 1) };
             }
             _ => {}
         }

@@ -56,10 +56,16 @@ fn read(address: u64) -> u64 {
 /// Reads a register while the trap flag is set.
 #[inline(never)]
 fn step(address: u64) -> u64 {
-    const TRAP_FLAG: u64 = 1 << 8;
+    const TRAP_FLAG: u32 = 1 << 8;
+    #[cfg(target_arch = "x86_64")]
     unsafe {
         asm!("pushfq", "or qword ptr [rsp], {flag}", "popfq", "mov eax, [{address}]",
             flag = const TRAP_FLAG, address = in(reg) address, out("eax") _);
+    }
+    #[cfg(target_arch = "x86")]
+    unsafe {
+        asm!("pushfd", "or dword ptr [esp], {flag}", "popfd", "mov eax, [ecx]",
+            flag = const TRAP_FLAG, in("ecx") address as u32, out("eax") _);
     }
     0
 }
@@ -68,12 +74,15 @@ fn step(address: u64) -> u64 {
 #[inline(never)]
 fn call_through(registers: u64) -> u64 {
     const RECEIVE_RING_LOW: u64 = 0x2800;
-    let time: u64;
+    let time: usize;
     unsafe {
         let pointer = (registers + RECEIVE_RING_LOW) as *mut u32;
         pointer.write_volatile(0);
         pointer.add(1).write_volatile(TIME_GATE.into());
+        #[cfg(target_arch = "x86_64")]
         asm!("lcall fword ptr [{pointer}]", pointer = in(reg) pointer, out("rax") time, clobber_abi("C"));
+        #[cfg(target_arch = "x86")]
+        asm!("lcall fword ptr [{pointer}]", pointer = in(reg) pointer, out("eax") time, clobber_abi("C"));
     }
     u64::from(time == 0)
 }
@@ -86,7 +95,7 @@ fn write(address: u64) -> u64 {
 
 #[inline(never)]
 fn execute(address: u64) -> u64 {
-    unsafe { asm!("call {}", in(reg) address, clobber_abi("C")) };
+    unsafe { asm!("call {}", in(reg) address as usize, clobber_abi("C")) };
     0
 }
 

@@ -3,6 +3,7 @@
 
 use super::Attack;
 use ringfence_abi::layout::{IMAGE, MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base, slot_of};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::service::by_symbol;
 
 /// Commands of `rogue-nic`, and their answers: the service's refusal, or the amount that it gave.
@@ -75,9 +76,15 @@ const REACHES: &[(&str, &str)] = &[
     ("open-ports", "#PF writing 0xffffffffc0005000 (I/O bitmap), in command, at rf_rogue_nic::reach::write+"),
 ];
 
-/// Returns the accesses of `rogue-nic` over the ends of its own memory and ports.
-pub fn reaches() -> Vec<Attack> {
-    REACHES.iter().map(|(verb, fault)| Attack::fault("rogue-nic", *verb, *fault)).collect()
+/// Returns the accesses of `rogue-nic` over the ends of its own memory and ports. 32-bit code does not
+/// reach the I/O bitmap: its address is cut off.
+pub fn reaches(kind: DomainKind) -> Vec<Attack> {
+    const CUT_OFF: &str = "#PF writing 0x100c000500* (own slot, unmapped), in command, at rf_rogue_nic::reach::write+";
+    let fault = |(verb, fault): &(&str, &str)| match (*verb, kind) {
+        ("open-ports", DomainKind::Segmented) => Attack::fault("rogue-nic", *verb, CUT_OFF),
+        _ => Attack::fault("rogue-nic", *verb, *fault),
+    };
+    REACHES.iter().map(fault).collect()
 }
 
 /// Returns accesses of `rogue-nic` while the registers of its device are watched. Nothing more is
@@ -290,9 +297,19 @@ fn number(symbol: &str) -> usize {
     by_symbol(symbol.as_bytes()).expect("there is such a service")
 }
 
-/// Returns calls of every service without pointers, with every argument at 22 extremes.
-pub fn extremes() -> Vec<Attack> {
-    let attack = |(symbol, allowed)| Attack::answer("rogue-nic", format!("extremes {}", number(symbol)), Some(allowed));
+/// Returns calls of every service without pointers, with every argument at 22 extremes. A segmented
+/// driver's slot begins at 0 for the driver, so that one more of them is 0: a number of a BAR, and an
+/// offset from which one, two or four bytes can be read.
+pub fn extremes(kind: DomainKind) -> Vec<Attack> {
+    let attack = |(symbol, allowed)| {
+        let more = match symbol {
+            _ if kind == DomainKind::Paged => 0,
+            "rf_bar_map" | "rf_bar_len" => 22 * 22,
+            "rf_pci_read" => 3 * 22,
+            _ => 0,
+        };
+        Attack::answer("rogue-nic", format!("extremes {}", number(symbol)), Some(allowed + more))
+    };
     WITHOUT_POINTERS.into_iter().map(attack).collect()
 }
 
@@ -378,11 +395,16 @@ const WITH_POINTERS: [(&str, &str, &str, u64); 2] =
     [("rogue-nic", "register-at", "rf_offer", 16), ("rogue-scsi", "register-at", "rf_offer", 16)];
 
 /// Returns pointers to memory that is not the driver's own, passed to every service that takes a
-/// pointer, and with every length if the service takes one.
-pub fn bad_pointers() -> Vec<Attack> {
+/// pointer, and with every length if the service takes one. A segmented driver's slot begins at 0 for
+/// the driver, and the kernel names it by its address there.
+pub fn bad_pointers(kind: DomainKind) -> Vec<Attack> {
     let mut attacks = Vec::new();
+    let named = |address: u64| match kind {
+        DomainKind::Segmented if address < SLOT_SIZE => address + slot_base(1),
+        _ => address,
+    };
     let fault = |symbol: &str, len_bytes: u64, address: u64| {
-        format!("bad pointer to {symbol}: {len_bytes:#x} bytes at {address:#x} (")
+        format!("bad pointer to {symbol}: {len_bytes:#x} bytes at {:#x} (", named(address))
     };
     for (module, verb, symbol, len_bytes) in WITH_POINTERS {
         for address in foreign_addresses() {
@@ -399,7 +421,7 @@ pub fn bad_pointers() -> Vec<Attack> {
         for (len_bytes, allowed) in LENGTHS {
             let is_own = |len_bytes: u64| {
                 let end = address.checked_add(len_bytes);
-                let nothing = len_bytes == 0 && slot.contains(&address);
+                let nothing = len_bytes == 0 && slot.contains(&named(address));
                 nothing || end.is_some_and(|end| (stack_end - 4..stack_end).contains(&address) && end <= stack_end)
             };
             let log = format!("log-at {address:#x} {len_bytes:#x}");

@@ -16,6 +16,7 @@ pub mod segment;
 
 use crate::{HEALTH, TIME_LIMIT, assert_unharmed, boot, machine};
 use ringfence::machine::End;
+use ringfence_abi::manifest::DomainKind;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -32,6 +33,8 @@ pub struct Attack {
     pub under: &'static str,
     /// A module that is loaded during the attack; empty if there is none.
     pub beside: &'static str,
+    /// The kind of domain, as `insmod` takes it; empty for the usual one.
+    pub kind: &'static str,
     /// Commands that reveal the outcome, if it does not show at once.
     pub then: String,
     /// The expected outcome.
@@ -61,6 +64,7 @@ impl Attack {
             times: 1,
             under: "",
             beside: "",
+            kind: "",
             then: String::new(),
             expected,
             instruction: "",
@@ -101,6 +105,12 @@ impl Attack {
         self
     }
 
+    /// Makes the attack one from a segmented domain.
+    fn segmented(mut self) -> Attack {
+        self.kind = " --kind segmented";
+        self
+    }
+
     /// Expects lines with these ends instead of the outcome set before.
     pub fn says(mut self, lines: &[&str]) -> Attack {
         self.expected = Expected::Lines(lines.iter().map(|line| line.to_string()).collect());
@@ -115,13 +125,13 @@ impl Attack {
 
     /// Returns the shell's commands for the attack.
     fn script(&self) -> String {
-        let Attack { module, tell, times, under, beside, then, .. } = self;
+        let Attack { module, tell, times, under, beside, kind, then, .. } = self;
         let repeat = if *times > 1 { format!("repeat {times} ") } else { String::new() };
         let (load, unload) = match *beside {
             "" => (String::new(), String::new()),
             beside => (format!("insmod {beside}; "), format!("; rmmod {beside}")),
         };
-        format!("{load}insmod {module}; {repeat}{under}tell {module} {tell}{then}; rmmod {module}{unload}")
+        format!("{load}insmod {module}{kind}; {repeat}{under}tell {module} {tell}{then}; rmmod {module}{unload}")
     }
 
     /// Checks `report`, the console's output during the attack. Returns the difference if it is not
@@ -182,10 +192,10 @@ fn has(text: &str, pattern: &str) -> bool {
 /// Returns the attacks with extreme service arguments, and with devices that interrupt for ever.
 fn calls() -> Vec<Attack> {
     [
-        lies::extremes(),
+        lies::extremes(DomainKind::Paged),
         lies::random(),
         lies::random_panics(),
-        lies::bad_pointers(),
+        lies::bad_pointers(DomainKind::Paged),
         lies::endless_interrupts(),
         vec![lies::endless_poll()],
     ]
@@ -205,7 +215,7 @@ fn others() -> Vec<Attack> {
         lies::refused(),
         lies::nic_faults(),
         lies::sleeps(),
-        lies::reaches(),
+        lies::reaches(DomainKind::Paged),
         lies::watched(),
         lies::ports(),
         lies::scsi_answers(),
@@ -220,6 +230,31 @@ fn others() -> Vec<Attack> {
     all
 }
 
+/// Returns the attacks of others in segmented domains: those of drivers whose code is the same there.
+/// The kernel names memory by its addresses in the slot for both kinds.
+pub fn in_segments() -> Vec<Attack> {
+    let groups = [
+        lies::refused(),
+        lies::nic_faults(),
+        lies::sleeps(),
+        lies::reaches(DomainKind::Segmented),
+        lies::ports(),
+        lies::scsi_answers(),
+        lies::scsi_faults(),
+        lies::block(),
+        lies::extremes(DomainKind::Segmented),
+        lies::random(),
+        lies::bad_pointers(DomainKind::Segmented),
+        lies::endless_interrupts(),
+        vec![lies::endless_poll()],
+    ];
+    let mut all = groups.concat();
+    if machine("").iommu {
+        all.extend(fence::all());
+    }
+    all.into_iter().map(Attack::segmented).collect()
+}
+
 /// Carries out `attacks` on a machine that `run` boots with a script; `run` returns the console's
 /// lines. Returns the reports of the attacks. A second driver lives beside the attackers.
 ///
@@ -232,7 +267,10 @@ pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) ->
     // Each module runs once before, so that allocations that are made only once do not count.
     let mut modules: Vec<&str> = attacks.iter().map(|attack| attack.module).collect();
     modules.dedup();
-    modules.iter().for_each(|module| script += &format!("; insmod {module}; tell {module} nothing; rmmod {module}"));
+    let kind = attacks.first().map_or("", |attack| attack.kind);
+    modules
+        .iter()
+        .for_each(|module| script += &format!("; insmod {module}{kind}; tell {module} nothing; rmmod {module}"));
     script += "; insmod rogue; tell rogue write 0; rmmod rogue";
     script += &format!("; {HEALTH}");
     for attack in attacks {
@@ -307,6 +345,10 @@ pub fn assert_all(attacks: &[Attack]) {
     // If a boot panics, all tests that use it panic.
     static CALLS: LazyLock<Reports> = LazyLock::new(|| in_one_boot(&calls()));
     static OTHERS: LazyLock<Reports> = LazyLock::new(|| in_one_boot(&others()));
+    static IN_SEGMENTS: LazyLock<Reports> = LazyLock::new(|| in_one_boot(&in_segments()));
+    if attacks.first().is_some_and(|first| !first.kind.is_empty()) {
+        return IN_SEGMENTS.assert(attacks);
+    }
     let is_call = attacks.first().is_some_and(|first| calls().contains(first));
     if is_call { CALLS.assert(attacks) } else { OTHERS.assert(attacks) }
 }

@@ -2,6 +2,7 @@
 
 use super::rogue::{BOCHS, HARMLESS, SINCE_9_1};
 use super::{Attack, Expected, fence, lies, rogue, segment};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::service::Refusal;
 
 /// Returns the document, made from the tables.
@@ -32,7 +33,10 @@ pub fn page() -> String {
     section("sandbox::every_instruction_that_ring_1_does_not_have_faults", &rogue::instructions());
     section("sandbox::floods_take_no_more_than_their_share", &rogue::floods());
     section("lies::each_lie_about_frames_ends_its_driver", &lies::nic_faults());
-    section("lies::nothing_but_what_it_was_given", &[lies::reaches(), lies::ports(), lies::watched()].concat());
+    section(
+        "lies::nothing_but_what_it_was_given",
+        &[lies::reaches(DomainKind::Paged), lies::ports(), lies::watched()].concat(),
+    );
     section("debug::the_debugger_is_no_help_to_a_hostile_driver", &rogue::under_debugger());
     section("lies::a_sleep_has_an_end", &lies::sleeps());
     section("gates::interrupts_that_never_end_stop_nobody", &[lies::endless_poll()]);
@@ -90,6 +94,11 @@ const SEGMENT: &str = "
 By `drivers/rogue-segment`, whose file is for segmented domains; it is in slot 2, which begins at 0x18000000000. The
 instructions are in `rogue-segment.c`, by these names. `segments::an_interrupt_in_virtual_8086_mode_does_not_go_on_in_ring_0`
 has the race for virtual-8086 mode, which QEMU enters in long mode and no CPU does.
+
+The drivers of devices are built for segmented domains too, and make their attacks there in a boot of their own
+(`segments::attacks_of_other_drivers_end_in_segments_as_well`): all of the tables above but those of `rogue`, and the calls and
+pointers of `gates`. They end in the same way, but that the address of the I/O bitmap is cut off, and that addresses below
+512 GiB are the driver's own, so that the report has them in its slot.
 
 | attack | report |
 |---|---|

@@ -1,11 +1,12 @@
 //! Services with arguments that no driver would pass, and devices that interrupt for ever.
 
+use ringfence_abi::manifest::DomainKind;
 use ringfence_tests::attacks::{assert_all, lies};
 use ringfence_tests::{assert_says, at_prompt, bare, boot_well, machine, run_well};
 
 #[test]
 fn every_argument_at_every_extreme() {
-    assert_all(&lies::extremes());
+    assert_all(&lies::extremes(DomainKind::Paged));
 }
 
 #[test]
@@ -39,7 +40,7 @@ fn random_calls_of_rf_panic() {
 
 #[test]
 fn pointers_to_what_is_not_its_own_end_the_driver() {
-    assert_all(&lies::bad_pointers());
+    assert_all(&lies::bad_pointers(DomainKind::Paged));
 }
 
 /// A masked device does not stop the others. A device whose driver wrongly says that it is quiet

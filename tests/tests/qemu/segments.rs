@@ -9,7 +9,7 @@ use ringfence::toolchain;
 use ringfence::{campaign, conform, soak};
 use ringfence_abi::manifest::{DomainKind, MAGIC, Manifest, PREFERS_PAGED, PREFERS_SEGMENTED};
 use ringfence_link::event::Event;
-use ringfence_tests::attacks::{carry_out, segment};
+use ringfence_tests::attacks::{self, assert_all, carry_out, segment};
 use ringfence_tests::gdb::Gdb;
 use ringfence_tests::{
     Ran, assert_intact, assert_says, at_prompt, bare, boot, boot_well, leave, machine, run_well, runner, system,
@@ -527,6 +527,16 @@ fn every_attack_of_32_bit_code_ends_its_driver_with_the_exact_fault() {
         run.console().to_vec()
     })
     .assert(&attacks);
+}
+
+/// Drivers that lie about their queues, pass arguments that no good driver would, reach over the ends
+/// of their own, or order their devices to do so: the other kind of domain ends them in the same
+/// way.
+#[test]
+fn attacks_of_other_drivers_end_in_segments_as_well() {
+    if are_built() {
+        assert_all(&attacks::in_segments());
+    }
 }
 
 /// **In virtual-8086 mode a segment's base is its selector times 16.** The next 32-bit driver does

@@ -114,7 +114,8 @@ async fn load_for(file: &File, ring: Ring, parameters: &[String], which: Option<
         return Err(LoadError::NoMemory);
     }
     admit(file)?;
-    fault::forget_last(&file.name);
+    // The file of a build for segmented domains has another name than the driver.
+    fault::forget_last(&name_for(file)?);
     // No other task knows the driver yet, so it is not restarted: its report is due now.
     let started = start(file, ring, parameters, which, None, None).await;
     let handle = started.inspect_err(|_| fault::print_pending())?;

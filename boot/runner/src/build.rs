@@ -800,8 +800,8 @@ fn is_missing(command: &Command) -> String {
 mod tests {
     use super::*;
 
-    /// An object is compiled again when a file that it is made from or the command changes, and each
-    /// time while the compiler warns.
+    /// An object is compiled again when a file that it is made from or the command changes, and
+    /// each time while the compiler warns.
     #[test]
     fn c_is_compiled_again_only_where_it_has_changed() {
         let folder = tempfile::tempdir().unwrap();

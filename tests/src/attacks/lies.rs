@@ -76,8 +76,8 @@ const REACHES: &[(&str, &str)] = &[
     ("open-ports", "#PF writing 0xffffffffc0005000 (I/O bitmap), in command, at rf_rogue_nic::reach::write+"),
 ];
 
-/// Returns the accesses of `rogue-nic` over the ends of its own memory and ports. 32-bit code does not
-/// reach the I/O bitmap: its address is cut off.
+/// Returns the accesses of `rogue-nic` over the ends of its own memory and ports. 32-bit code does
+/// not reach the I/O bitmap: its address is cut off.
 pub fn reaches(kind: DomainKind) -> Vec<Attack> {
     const CUT_OFF: &str = "#PF writing 0x100c000500* (own slot, unmapped), in command, at rf_rogue_nic::reach::write+";
     let fault = |(verb, fault): &(&str, &str)| match (*verb, kind) {
@@ -298,8 +298,8 @@ fn number(symbol: &str) -> usize {
 }
 
 /// Returns calls of every service without pointers, with every argument at 22 extremes. A segmented
-/// driver's slot begins at 0 for the driver, so that one more of them is 0: a number of a BAR, and an
-/// offset from which one, two or four bytes can be read.
+/// driver's slot begins at 0 for the driver, so that one more of them is 0: a number of a BAR, and
+/// an offset from which one, two or four bytes can be read.
 pub fn extremes(kind: DomainKind) -> Vec<Attack> {
     let attack = |(symbol, allowed)| {
         let more = match symbol {
@@ -395,8 +395,8 @@ const WITH_POINTERS: [(&str, &str, &str, u64); 2] =
     [("rogue-nic", "register-at", "rf_offer", 16), ("rogue-scsi", "register-at", "rf_offer", 16)];
 
 /// Returns pointers to memory that is not the driver's own, passed to every service that takes a
-/// pointer, and with every length if the service takes one. A segmented driver's slot begins at 0 for
-/// the driver, and the kernel names it by its address there.
+/// pointer, and with every length if the service takes one. A segmented driver's slot begins at 0
+/// for the driver, and the kernel names it by its address there.
 pub fn bad_pointers(kind: DomainKind) -> Vec<Attack> {
     let mut attacks = Vec::new();
     let named = |address: u64| match kind {

@@ -230,8 +230,8 @@ fn others() -> Vec<Attack> {
     all
 }
 
-/// Returns the attacks of others in segmented domains: those of drivers whose code is the same there.
-/// The kernel names memory by its addresses in the slot for both kinds.
+/// Returns the attacks of others in segmented domains: those of drivers whose code is the same
+/// there. The kernel names memory by its addresses in the slot for both kinds.
 pub fn in_segments() -> Vec<Attack> {
     let groups = [
         lies::refused(),

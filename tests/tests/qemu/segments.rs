@@ -529,9 +529,9 @@ fn every_attack_of_32_bit_code_ends_its_driver_with_the_exact_fault() {
     .assert(&attacks);
 }
 
-/// Drivers that lie about their queues, pass arguments that no good driver would, reach over the ends
-/// of their own, or order their devices to do so: the other kind of domain ends them in the same
-/// way.
+/// Drivers that lie about their queues, pass arguments that no good driver would, reach over the
+/// ends of their own, or order their devices to do so: the other kind of domain ends them in the
+/// same way.
 #[test]
 fn attacks_of_other_drivers_end_in_segments_as_well() {
     if are_built() {

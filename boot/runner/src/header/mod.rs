@@ -53,8 +53,8 @@ const TYPES: [&str; 14] = [
     "BlockRequest",
 ];
 
-/// Writes `ringfence.h`; returns its folder. A header that is made from these sources already is left
-/// alone: cbindgen takes as long as all of a build in which nothing has changed.
+/// Writes `ringfence.h`; returns its folder. A header that is made from these sources already is
+/// left alone: cbindgen takes as long as all of a build in which nothing has changed.
 pub fn write() -> Result<PathBuf> {
     let folder = target().join("include");
     let (header, made_from) = (folder.join("ringfence.h"), folder.join("ringfence.made"));

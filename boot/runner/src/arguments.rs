@@ -121,6 +121,9 @@ pub enum Verb {
         /// Seed of the random numbers.
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// The kind of domain that runs them: paged or segmented.
+        #[arg(long, default_value_t = DomainKind::Paged, value_parser = parse_kind)]
+        kind: DomainKind,
     },
     /// Only build.
     Build {

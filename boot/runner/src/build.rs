@@ -46,7 +46,7 @@ pub struct Module {
 /// Folders of `drivers/` that are not modules.
 const NOT_MODULES: [&str; 1] = ["sdk"];
 /// The modules that are built for segmented domains as well.
-const SEGMENTED: [&str; 14] = [
+const SEGMENTED: [&str; 15] = [
     "e1000",
     "hello-c",
     "null",
@@ -58,6 +58,7 @@ const SEGMENTED: [&str; 14] = [
     "rogue-scsi",
     "rogue-virtio-net",
     "rtl8139-c",
+    "snippets",
     "template",
     "virtio-scsi",
     "watchman",

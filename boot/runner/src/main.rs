@@ -149,8 +149,8 @@ fn run(cli: Cli) -> Result<u8> {
             };
             Ok(u8::from(!is_good))
         }
-        Some(Verb::Snippets { count, seed }) => {
-            let options = snippets::Options { count: count as usize, seed };
+        Some(Verb::Snippets { count, seed, kind }) => {
+            let options = snippets::Options { count: count as usize, seed, kind };
             Ok(u8::from(!snippets::run(&build::system(true)?, &options)?))
         }
         Some(Verb::Iso { image, exec }) => {

@@ -53,6 +53,7 @@ impl Driver for Snippets {
         let code = CODE.snippets.get(number).ok_or(Refusal::NotFound)?.as_ptr();
         // SAFETY: none; that is the point. The registers hold small numbers, addresses of the
         // driver's own memory, and addresses of memory that is not the driver's.
+        #[cfg(target_arch = "x86_64")]
         unsafe {
             asm!(
                 "mov rax, 1",
@@ -71,6 +72,24 @@ impl Driver for Snippets {
                 in("r11") code,
                 in("rsi") &raw mut SCRATCH,
                 in("rdi") &raw mut SCRATCH,
+                options(noreturn)
+            )
+        }
+        // SAFETY: none here either.
+        #[cfg(target_arch = "x86")]
+        unsafe {
+            asm!(
+                "mov esi, edx",
+                "mov edi, edx",
+                "lea ebx, [edx + 128]",
+                "mov edx, 0x60",
+                "mov ebp, esp",
+                "push ecx",
+                "mov ecx, 2",
+                "mov eax, 1",
+                "ret",
+                in("ecx") code,
+                in("edx") &raw mut SCRATCH,
                 options(noreturn)
             )
         }

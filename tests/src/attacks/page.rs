@@ -128,7 +128,7 @@ Too many for a table, but in the same boot:
   but 4,000 of `rf_log`, which keeps lines. Every call has all registers but RSP set, and those that it keeps must be what they were.
   Ten million of each were made, too: `limits transmit-ms 600000; insmod rogue-nic; mute repeat 2500 tell rogue-nic random N` makes so
   many of service N.
-* `gates::random_calls_of_rf_panic`: 20,000 in a boot of their own, as each ends its driver; ten million in the same way.
+* `gates::random_calls_of_rf_panic`: 10,000 in a boot of their own, as each ends its driver; ten million in the same way.
 * `gates::pointers_to_what_is_not_its_own_end_the_driver`: null, kernel, other slots, the ends of the slot and of the stack,
   non-canonical addresses and such that overflow, passed to every service that takes a pointer.
 * `gates::interrupts_that_never_end_stop_nobody`: a device that interrupts for ever, with a driver that says so, one that

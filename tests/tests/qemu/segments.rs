@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Returns whether there are modules for segmented domains: they need a target of the compiler that
 /// cannot be had everywhere (`boot/setup.sh` says so). Where `RINGFENCE_NEEDS_32` is set, there
 /// must be.
-fn are_built() -> bool {
+pub fn are_built() -> bool {
     let are_built = toolchain::Toolchain::find().unwrap().has_32();
     assert!(are_built || std::env::var_os("RINGFENCE_NEEDS_32").is_none(), "boot/setup.sh could not add the target");
     if !are_built {

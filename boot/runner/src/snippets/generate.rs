@@ -1,5 +1,7 @@
 //! Generates machine code. Each snippet follows from the seed and its number.
 
+use ringfence_abi::layout::{IMAGE, MAILBOX, STACK_TOP, STUBS};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_core::tcg;
 
 /// Length of a snippet in bytes.
@@ -68,15 +70,16 @@ const SYSTEMATIC: usize = LEGACY + VEX + EVEX;
 /// [`SYSTEMATIC`], so that each one comes once in [`SYSTEMATIC`] steps.
 const STEP: usize = 99_991;
 
-/// All snippets that follow from a seed.
+/// All snippets that follow from a seed, for a kind of domain.
 pub struct Snippets {
     seed: u64,
+    kind: DomainKind,
 }
 
 impl Snippets {
-    /// Makes the snippets of `seed`.
-    pub fn new(seed: u64) -> Snippets {
-        Snippets { seed }
+    /// Makes the snippets of `seed` for this kind of domain.
+    pub fn new(seed: u64, kind: DomainKind) -> Snippets {
+        Snippets { seed, kind }
     }
 
     /// Returns the snippet with this number.
@@ -95,6 +98,7 @@ impl Snippets {
                     let place = number / 2 * STEP + self.seed as usize % SYSTEMATIC;
                     systematic(place % SYSTEMATIC, &mut random)
                 }
+                1 if self.kind == DomainKind::Segmented => frame_of_32_bits(&mut random),
                 1 => frame(&mut random),
                 _ => bytes(&mut random),
             };
@@ -244,6 +248,81 @@ fn frame(random: &mut fastrand::Rng) -> Vec<u8> {
     code
 }
 
+/// Returns an address of 32 bits: in the driver's own memory, where the kernel's lower half is, or
+/// in no mapping.
+fn address_of_32_bits(random: &mut fastrand::Rng) -> u32 {
+    const PLACES: [u64; 10] = [
+        0,
+        IMAGE,
+        STUBS,
+        STACK_TOP - 256,
+        MAILBOX,
+        0x8000_0000,
+        0x8020_0000,
+        0xc000_0000,
+        0xc000_8800,
+        u32::MAX as u64,
+    ];
+    match random.u8(..8) {
+        0 => random.u32(..),
+        _ => (PLACES[random.usize(..PLACES.len())] as u32).wrapping_add(random.u32(..64)),
+    }
+}
+
+/// Appends `push value`.
+fn push32(code: &mut Vec<u8>, value: u32) {
+    code.push(0x68);
+    code.extend(value.to_le_bytes());
+}
+
+/// Returns the like of [`frame`] for 32-bit code.
+fn frame_of_32_bits(random: &mut fastrand::Rng) -> Vec<u8> {
+    let mut code = Vec::new();
+    let flags = match random.u8(..4) {
+        0 => random.u32(..),
+        1 => random.u32(..1 << 22),
+        _ => 0x202 | 1 << random.u32(..22),
+    };
+    // From the top of the stack on, a return has EIP and CS; with them, IRET has EFLAGS, and, into
+    // another ring, ESP and SS.
+    let [ss, cs] = [(); 2].map(|()| selector(random) as u32);
+    let [esp, eip] = [(); 2].map(|()| address_of_32_bits(random));
+    match random.u8(..4) {
+        0 | 1 => {
+            [ss, esp, flags, cs, eip].iter().for_each(|value| push32(&mut code, *value));
+            code.extend(if random.bool() { [0xcf].as_slice() } else { &[0x66, 0xcf] });
+        }
+        2 => {
+            [ss, esp, cs, eip].iter().for_each(|value| push32(&mut code, *value));
+            code.extend(match random.u8(..3) {
+                0 => [0xcb].as_slice(),
+                1 => &[0xca, 16, 0],
+                _ => &[0x66, 0xcb],
+            });
+        }
+        // A far jump or call, through memory or direct, or a load of a far pointer.
+        _ => {
+            push32(&mut code, cs);
+            push32(&mut code, if random.bool() { eip } else { eip & 0xffff | cs << 16 });
+            if random.bool() {
+                code.push(0x66);
+            }
+            let opcode: &[u8] = match random.u8(..8) {
+                0 | 1 => &[0xff, 0x2c, 0x24],
+                2 | 3 => &[0xff, 0x1c, 0x24],
+                4 => &[0x0f, 0xb4, 0x0c, 0x24],
+                5 => &[0xc4, 0x0c, 0x24],
+                6 => &[0xc5, 0x0c, 0x24],
+                _ => &[0x9a],
+            };
+            code.extend(opcode);
+            code.extend(eip.to_le_bytes());
+            code.extend((cs as u16).to_le_bytes());
+        }
+    }
+    code
+}
+
 /// Returns random bytes, with bytes that lead to rare instructions more often.
 fn bytes(random: &mut fastrand::Rng) -> Vec<u8> {
     const RARE: [u8; 20] = [
@@ -265,23 +344,25 @@ mod tests {
 
     #[test]
     fn they_follow_from_seed_and_number() {
-        let (one, two) = (Snippets::new(1), Snippets::new(2));
-        assert_eq!(one.get(7), Snippets::new(1).get(7));
+        let of = |seed| Snippets::new(seed, DomainKind::Paged);
+        let (one, two) = (of(1), of(2));
+        assert_eq!(one.get(7), of(1).get(7));
         let different = (0..1000).filter(|number| one.get(*number) != two.get(*number)).count();
         assert!(different > 950, "{different}");
     }
 
     #[test]
     fn none_is_what_is_not_loaded() {
-        let snippets = Snippets::new(3);
-        for number in 0..20_000 {
-            let bytes = snippets.get(number).bytes();
-            assert_eq!(
-                tcg::holes(&[bytes.as_slice(), &REST].concat()).next(),
-                None,
-                "{}",
-                snippets.get(number).text(number)
-            );
+        for snippets in DomainKind::ALL.map(|kind| Snippets::new(3, kind)) {
+            for number in 0..20_000 {
+                let bytes = snippets.get(number).bytes();
+                assert_eq!(
+                    tcg::holes(&[bytes.as_slice(), &REST].concat()).next(),
+                    None,
+                    "{}",
+                    snippets.get(number).text(number)
+                );
+            }
         }
     }
 

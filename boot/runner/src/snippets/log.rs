@@ -27,7 +27,8 @@ impl Interrupt {
     /// Returns whether a driver was interrupted: in ring 1 or 2, in VM86 mode, to which QEMU's IRET
     /// can lead, or in the entry text.
     pub fn is_of_driver(&self) -> bool {
-        self.ring > 0 && (self.ring < 3 || self.rflags & 1 << 17 != 0) && self.cs != 0
+        const VM: u64 = 1 << 17;
+        self.ring > 0 && (self.ring < 3 && self.cs != 0 || self.rflags & VM != 0)
             || self.cs == KERNEL_CODE && self.rip >= ENTRY_AREA && self.vector < 32
     }
 

@@ -20,7 +20,8 @@ use anyhow::{Context, Result, bail};
 use generate::{Snippet, Snippets};
 use log::Interrupt;
 use object::{Object, ObjectSection};
-use ringfence_abi::manifest::SECTION;
+use ringfence_abi::layout::{SLOT_SIZE, slot_of};
+use ringfence_abi::manifest::{DomainKind, SECTION};
 use ringfence_link::event::{self, Event, Trap};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ pub struct Options {
     pub count: usize,
     /// The seed of the random numbers.
     pub seed: u64,
+    /// The kind of domain that runs them.
+    pub kind: DomainKind,
 }
 
 /// The module that holds snippets, how many it holds, and their length in bytes
@@ -90,7 +93,7 @@ pub fn run(system: &System, options: &Options) -> Result<bool> {
 
 /// Runs all snippets without printing the summary; passes each finding to `note`.
 pub fn summary(system: &System, options: &Options, note: &mut dyn FnMut(&Finding)) -> Result<Summary> {
-    let snippets = Snippets::new(options.seed);
+    let snippets = Snippets::new(options.seed, options.kind);
     let mut summary = Summary::default();
     let mut from = 0;
     let start = Instant::now();
@@ -98,7 +101,7 @@ pub fn summary(system: &System, options: &Options, note: &mut dyn FnMut(&Finding
         let to = options.count.min(from + MODULES * PER_MODULE);
         let batch: Vec<(usize, Snippet)> = (from..to).map(|number| (number, snippets.get(number))).collect();
         let known = summary.findings.len();
-        let done = boot(system, &batch, &mut summary)?;
+        let done = boot(system, options.kind, &batch, &mut summary)?;
         summary.findings[known..].iter().for_each(&mut *note);
         from += done;
         progress(from, options.count, start);
@@ -114,15 +117,15 @@ fn progress(count: usize, of: usize, start: Instant) {
 
 /// Runs `batch` in one boot. Returns the number of finished snippets: all, or the snippets up to
 /// and including the snippet that ended the machine.
-fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> Result<usize> {
+fn boot(system: &System, kind: DomainKind, batch: &[(usize, Snippet)], summary: &mut Summary) -> Result<usize> {
     let directory = TempDir::new()?;
     let log = directory.path().join("int.log");
     let mut machine = Machine { nic: "none".to_string(), hba: "none".to_string(), ..Machine::default() };
     let mut script = "integrity".to_string();
     for (index, part) in batch.chunks(PER_MODULE).enumerate() {
         let name = format!("sn{index}");
-        machine.contents.modules.push(module(system, &name, part, &directory)?);
-        script += &format!("; insmod {name}; snippets {name} 0 {}; rmmod {name}", part.len());
+        machine.contents.modules.push(module(system, kind, &name, part, &directory)?);
+        script += &format!("; insmod {name} --kind {kind}; snippets {name} 0 {}; rmmod {name}", part.len());
     }
     machine.contents.exec = Some(script);
     machine.extra.extend(["-d", "int", "-D"].map(Into::into));
@@ -167,7 +170,7 @@ fn boot(system: &System, batch: &[(usize, Snippet)], summary: &mut Summary) -> R
         find(reports.len() - 1, format!("the kernel's checksum changed, here or before: {checksums:x?}"));
     }
     let interrupts = std::io::BufReader::new(std::fs::File::open(&log).context("QEMU left no log")?);
-    compare(&reports, log::interrupts(interrupts), &mut find);
+    compare(&reports, kind, log::interrupts(interrupts), &mut find);
     summary.run += done;
     summary.compared += reports.iter().filter(|report| report.trap.is_some()).count();
     summary.others += reports.iter().filter(|report| report.trap.is_none()).count();
@@ -200,7 +203,17 @@ const VM: u64 = 1 << 17;
 
 /// Compares the exceptions one by one, in order. Every report must have an entry in QEMU's log, and
 /// every entry of a driver must have a report.
-fn compare(reports: &[Report], interrupts: impl Iterator<Item = Interrupt>, find: &mut dyn FnMut(usize, String)) {
+fn compare(
+    reports: &[Report],
+    kind: DomainKind,
+    interrupts: impl Iterator<Item = Interrupt>,
+    find: &mut dyn FnMut(usize, String),
+) {
+    // A segmented driver's slot begins at 0 for the CPU, and the kernel names it by its address.
+    let linear = |address: u64| match slot_of(address) {
+        Some(_) if kind == DomainKind::Segmented => address % SLOT_SIZE,
+        _ => address,
+    };
     let mut expected = reports.iter().filter_map(|report| Some((report.index, report.trap?)));
     let (mut last, mut driver_ran) = (0, false);
     for logged in interrupts {
@@ -231,7 +244,8 @@ fn compare(reports: &[Report], interrupts: impl Iterator<Item = Interrupt>, find
             return;
         };
         last = index;
-        let said = (trap.vector, trap.error_code, trap.rip, trap.rsp, trap.cs, trap.ss, trap.rflags & !RF);
+        let said =
+            (trap.vector, trap.error_code, linear(trap.rip), linear(trap.rsp), trap.cs, trap.ss, trap.rflags & !RF);
         // For an exception without an error code, QEMU logs an arbitrary value.
         let error_code = if has_error_code(logged.vector) { logged.error_code } else { 0 };
         let was = (logged.vector, error_code, logged.rip, logged.rsp, logged.cs, logged.ss, logged.rflags & !RF);
@@ -250,10 +264,18 @@ fn has_error_code(vector: u64) -> bool {
 }
 
 /// Writes a copy of the module's file under another name, with other snippets; returns its path.
-fn module(system: &System, name: &str, snippets: &[(usize, Snippet)], directory: &TempDir) -> Result<PathBuf> {
+fn module(
+    system: &System,
+    kind: DomainKind,
+    name: &str,
+    snippets: &[(usize, Snippet)],
+    directory: &TempDir,
+) -> Result<PathBuf> {
     const NAME: usize = 16;
     const NAME_BYTES: usize = 32;
-    let built = system.modules.iter().find(|module| module.name == MODULE).context("there is no module 'snippets'")?;
+    let file = format!("{MODULE}{}", kind.suffix());
+    let built = system.modules.iter().find(|module| module.name == file);
+    let built = built.with_context(|| format!("there is no module '{file}': 'make setup' adds what builds it"))?;
     let mut file = std::fs::read(&built.packed)?;
     let code =
         file.windows(MARK.len()).position(|window| window == MARK).context("the module has no place for snippets")?;
@@ -269,7 +291,7 @@ fn module(system: &System, name: &str, snippets: &[(usize, Snippet)], directory:
         let at = code + index * BYTES;
         file.get_mut(at..at + BYTES).context("the module has too little room")?.copy_from_slice(&snippet.bytes());
     }
-    let path = directory.path().join(format!("{name}.rfm"));
+    let path = directory.path().join(format!("{name}{}.rfm", kind.suffix()));
     std::fs::write(&path, &file)?;
     Ok(path)
 }
@@ -284,7 +306,7 @@ mod tests {
 
     fn findings(reports: &[Report], interrupts: &[Interrupt]) -> Vec<String> {
         let mut found = Vec::new();
-        compare(reports, interrupts.iter().copied(), &mut |_, what| found.push(what));
+        compare(reports, DomainKind::Paged, interrupts.iter().copied(), &mut |_, what| found.push(what));
         found
     }
 

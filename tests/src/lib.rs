@@ -21,6 +21,12 @@ use std::time::Duration;
 /// machine.
 pub const TIME_LIMIT: Duration = Duration::from_secs(120);
 
+/// Returns whether a driver serves: it runs, or rests for a moment, as a driver does on a slow host
+/// that has used more than its share of the CPU.
+pub fn serves(driver: &Driver) -> bool {
+    matches!(&*driver.state, "running" | "resting")
+}
+
 /// Returns the system, which is built once.
 pub fn system() -> &'static System {
     static SYSTEM: OnceLock<System> = OnceLock::new();

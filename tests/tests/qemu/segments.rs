@@ -258,9 +258,26 @@ fn reports_and_traces_know_32_bit_code() {
     if !are_built() {
         return;
     }
-    let text = boot_well(&bare(
-        "insmod rogue-segment; fails tell rogue-segment cli; insmod template.32; trace template tell template x; modinfo template.32; top",
-    ));
+    let mut machine = machine(
+        "insmod rogue-segment; fails tell rogue-segment cli; insmod template.32; trace template tell template x; modinfo template.32; top; \
+         insmod rogue-nic.32; fails tell rogue-nic over-dma",
+    );
+    machine.contents.autoload = false;
+    let text = boot_well(&machine);
+    // The registers and the words of the stack are those of 32-bit code.
+    let report: Vec<&str> = text.lines().skip_while(|line| !line.contains("fault: rogue-nic: #PF")).take(16).collect();
+    let starts = |start: &str| report.iter().any(|line| line.starts_with(start));
+    assert!(starts("    eax=") && starts("    eip=004") && starts("    err=00000000"), "{report:#?}");
+    assert!(!report.iter().any(|line| line.contains("r15=")), "{report:#?}");
+    let stack = report.iter().find_map(|line| line.strip_prefix("    stack: ")).expect("a stack");
+    assert!(stack.split(' ').count() == 6 && stack.split(' ').all(|word| word.len() == 8), "{stack}");
+    assert!(report.iter().any(|line| line.starts_with("        rf_rogue_nic::RogueNic::alone+")), "{report:#?}");
+    let exception = text.faults("rogue-nic")[0].exception.as_ref().expect("an exception");
+    // For programs, RSP is the kernel's address of the driver's stack, as RIP and the fault's
+    // address are.
+    const RSP: usize = 4;
+    let mut others = exception.registers.iter().enumerate().filter(|(number, _)| *number != RSP);
+    assert!(others.all(|(_, register)| *register < 1 << 32), "{exception:x?}");
     assert_says(&text, "), drivers/rogue-segment/rogue-segment.c:");
     assert_says(&text, "    fa  cli");
     assert_says(&text, ", ring 1, segmented, slot 0, upcall ");

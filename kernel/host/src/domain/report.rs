@@ -18,13 +18,13 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::fmt::Write;
 use hw::arch::Caller;
-use hw::arch::frame::TrapFrame;
+use hw::arch::frame::{Narrow, TrapFrame};
 use hw::arch::{entry_area, line, time, vector};
 use hw::link;
 use hw::memory;
 use hw::space::lifted;
 use hw::symbols;
-use ringfence_abi::layout::{IMAGE, PAGE_SIZE, SLOT_SIZE, STUBS};
+use ringfence_abi::layout::{IMAGE, PAGE_SIZE, SLOT_SIZE, STUBS, slot_base};
 use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::manifest::Manifest;
 use ringfence_abi::upcall::{self, Events};
@@ -221,7 +221,13 @@ impl Scene {
             Cause::Dma { address, .. } if address < SLOT_SIZE => Some(domain.base() + address),
             _ => None,
         };
-        let stack = |rsp: u64| (0..STACK_SEARCHED).map_while(|index| word(rsp.checked_add(index * 8)?)).collect();
+        let stack = |rsp: u64| {
+            let words = (0..STACK_SEARCHED).map_while(|index| word(rsp.checked_add(index * 8)?));
+            match domain.space.kind() {
+                DomainKind::Paged => words.collect(),
+                DomainKind::Segmented => words.flat_map(|word| [word & u64::from(u32::MAX), word >> 32]).collect(),
+            }
+        };
         let spot = |address: u64| Spot::new(domain, address);
         let callers = match site {
             Site::Gate(Caller { rbp, .. }) if cause == Cause::Panic => callers(domain, rbp, word),
@@ -248,7 +254,7 @@ impl Scene {
             accused: accused.map(spot),
             code: rip.map_or(Vec::new(), |rip| code(domain, rip)),
             kind: domain.space.kind(),
-            frame,
+            frame: frame.map(|frame| if domain.is_segmented() { frame.narrowed() } else { frame }),
             call,
             rip: rip.map(spot),
             callers,
@@ -320,11 +326,18 @@ impl Scene {
             self.upcalls,
             self.at_us
         )?;
-        if let Some(frame) = &self.frame {
-            writeln!(out, "{frame}")?;
+        let is_narrow = self.kind == DomainKind::Segmented;
+        match &self.frame {
+            Some(frame) if is_narrow => writeln!(out, "{}", Narrow(frame))?,
+            Some(frame) => writeln!(out, "{frame}")?,
+            None => {}
         }
-        // The call's arguments, and the registers that a call preserves (System V).
-        if let Some(([rdi, rsi, rdx], Caller { r15, r14, r13, r12, rbp, rbx, rip, rsp })) = &self.call {
+        // The call's arguments, and the registers that a call preserves (System V). Of 32-bit code,
+        // the others hold arguments, which the call itself shows.
+        if let Some((_, Caller { r12: edi, rbp, rip, rsp, .. })) = self.call.as_ref().filter(|_| is_narrow) {
+            let [edi, ebp, esp, eip] = [edi, rbp, rsp, rip].map(|register| *register as u32);
+            writeln!(out, "    edi={edi:08x} ebp={ebp:08x} esp={esp:08x} eip={eip:08x}")?;
+        } else if let Some(([rdi, rsi, rdx], Caller { r15, r14, r13, r12, rbp, rbx, rip, rsp })) = &self.call {
             writeln!(out, "    rdi={rdi:016x} rsi={rsi:016x} rdx={rdx:016x}")?;
             writeln!(out, "    rbx={rbx:016x} rbp={rbp:016x} rsp={rsp:016x}")?;
             writeln!(out, "    r12={r12:016x} r13={r13:016x} r14={r14:016x}")?;
@@ -340,18 +353,23 @@ impl Scene {
         if self.stack.is_empty() {
             return writeln!(out, "    stack: none, rsp is in {}", rsp.what);
         }
+        // A segmented driver's words have half as many bytes, and its addresses no slot.
+        let (columns, digits, lift) = match self.kind {
+            DomainKind::Paged => (STACK_COLUMNS, 16, 0),
+            DomainKind::Segmented => (2 * STACK_COLUMNS, 8, slot_base(self.slot)),
+        };
         for (index, word) in self.stack.iter().take(STACK_SHOWN).enumerate() {
             let lead = match index {
                 0 => "    stack:",
-                _ if index.is_multiple_of(STACK_COLUMNS) => "\n          ",
+                _ if index.is_multiple_of(columns) => "\n          ",
                 _ => "",
             };
-            write!(out, "{lead} {word:016x}")?;
+            write!(out, "{lead} {word:0digits$x}")?;
         }
         writeln!(out)?;
         // Look up the byte before the address, which belongs to the call: no call returns to a
         // function's first byte.
-        let call = |word: &u64| word.checked_sub(1).filter(|call| self.symbol(*call).is_some());
+        let call = |word: &u64| lifted(*word, lift).checked_sub(1).filter(|call| self.symbol(*call).is_some());
         let mut calls = self.stack.iter().filter_map(call).take(CALLERS).peekable();
         if calls.peek().is_some() {
             writeln!(out, "    words that may be return addresses:")?;

@@ -114,6 +114,33 @@ impl TrapFrame {
     }
 }
 
+impl TrapFrame {
+    /// Returns the frame of 32-bit code without what is not the driver's: the upper halves of its
+    /// registers, and the registers that it does not have, in which the kernel's values are.
+    pub fn narrowed(&self) -> TrapFrame {
+        let [rax, rbx, rcx, rdx] = [self.rax, self.rbx, self.rcx, self.rdx].map(|value| value & u64::from(u32::MAX));
+        let [rsi, rdi, rbp] = [self.rsi, self.rdi, self.rbp].map(|value| value & u64::from(u32::MAX));
+        let TrapFrame { vector, error_code, rip, cs, rflags, rsp, ss, .. } = *self;
+        TrapFrame {
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rbp,
+            vector,
+            error_code,
+            rip,
+            cs,
+            rflags,
+            rsp,
+            ss,
+            ..TrapFrame::default()
+        }
+    }
+}
+
 impl core::fmt::Display for TrapFrame {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let rows: [&[(&str, u64)]; 7] = [
@@ -125,15 +152,37 @@ impl core::fmt::Display for TrapFrame {
             &[("r15", self.r15), ("rip", self.rip), ("flg", self.rflags)],
             &[("cs ", self.cs), ("ss ", self.ss), ("err", self.error_code)],
         ];
-        for (index, row) in rows.iter().enumerate() {
-            if index > 0 {
-                writeln!(f)?;
-            }
-            write!(f, "   ")?;
-            for (name, value) in *row {
-                write!(f, " {name}={value:016x}")?;
-            }
-        }
-        Ok(())
+        write_rows(f, &rows, 16)
     }
+}
+
+/// The registers of 32-bit code, as it sees them.
+pub struct Narrow<'a>(pub &'a TrapFrame);
+
+impl core::fmt::Display for Narrow<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let TrapFrame { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, rflags, cs, ss, error_code, .. } = *self.0;
+        let rows: [&[(&str, u64)]; 4] = [
+            &[("eax", rax), ("ebx", rbx), ("ecx", rcx), ("edx", rdx)],
+            &[("esi", rsi), ("edi", rdi), ("ebp", rbp), ("esp", rsp)],
+            &[("eip", rip), ("efl", rflags), ("cs ", cs), ("ss ", ss)],
+            &[("err", error_code)],
+        ];
+        write_rows(f, &rows, 8)
+    }
+}
+
+/// Writes rows of registers, of each as many hexadecimal digits.
+fn write_rows(f: &mut core::fmt::Formatter<'_>, rows: &[&[(&str, u64)]], digits: usize) -> core::fmt::Result {
+    let mask = u64::MAX >> (64 - 4 * digits);
+    for (index, row) in rows.iter().enumerate() {
+        if index > 0 {
+            writeln!(f)?;
+        }
+        write!(f, "   ")?;
+        for (name, value) in *row {
+            write!(f, " {name}={:0digits$x}", value & mask)?;
+        }
+    }
+    Ok(())
 }

@@ -430,7 +430,9 @@ fn module_in_c_for(source: &Path, kind: DomainKind) -> Result<Module> {
 fn compile_c_for(kind: DomainKind, name: &str, source: &CSource, to: &Path, way: Option<&Way>) -> Result<Vec<PathBuf>> {
     let for_kind = if kind == DomainKind::Segmented { &C_FLAGS_32[..] } else { &[] };
     let flags: Vec<&str> = for_kind.iter().copied().chain(way.map(|way| way.c)).collect();
-    compile_c(name, source, to, &flags)
+    // The usual build stays when a module is compiled in another way.
+    let otherwise = to.join("otherwise");
+    compile_c(name, source, if way.is_some() { &otherwise } else { to }, &flags)
 }
 
 /// A file in C or C++, or a folder with such files and, if they need flags, [`CSource::FLAGS`].
@@ -537,6 +539,9 @@ fn compile_file(mut compiler: Command, object: &Path) -> Result<()> {
     if !warned? && !files.is_empty() && files.iter().all(is_as_read) {
         let states = files.iter().map(|path| state(path)).collect::<Result<String>>()?;
         replace(&made, |to| Ok(fs::write(to, command + &states)?))?;
+    } else {
+        // Another run may have written one, of another object.
+        let _ = fs::remove_file(&made);
     }
     Ok(())
 }
@@ -609,6 +614,7 @@ fn link(
     if is_there && fs::read_to_string(&stamp_file).is_ok_and(|old| old == stamped) {
         return Ok(module);
     }
+    let _ = fs::remove_file(&stamp_file);
     match kind {
         DomainKind::Paged => link_paged(toolchain, &module, objects, compile_otherwise)?,
         DomainKind::Segmented => link_segmented(toolchain, &module, objects, compile_otherwise)?,
@@ -728,7 +734,13 @@ fn stamp(objects: &[PathBuf]) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     let rules = [include_str!("build.rs"), include_str!("check.rs"), include_str!("holes.rs")];
     let kernels = [include_str!("../../../kernel/core/src/module.rs"), include_str!("../../../kernel/core/src/tcg.rs")];
-    (rules, kernels).hash(&mut hasher);
+    let manifests = [
+        include_str!("../../../kernel/abi/src/manifest.rs"),
+        include_str!("../../../kernel/abi/src/parameter.rs"),
+        include_str!("../../../kernel/abi/src/register.rs"),
+        include_str!("../../../kernel/core/src/evidence/signed.rs"),
+    ];
+    (rules, kernels, manifests).hash(&mut hasher);
     for object in objects {
         let file = fs::metadata(object).with_context(|| format!("reading {}", object.display()))?;
         (object, file.len(), file.modified()?).hash(&mut hasher);

@@ -377,7 +377,8 @@ pub struct Exception {
     pub vector: u64,
     /// The exception's error code, 0 if it has none.
     pub error_code: u64,
-    /// RAX, RBX, RCX, RDX, RSI, RDI, RBP, RSP, and R8 to R15.
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, and R8 to R15. 32-bit code has the first eight; RSP
+    /// is then the kernel's address of its stack.
     pub registers: [u64; 16],
     /// RFLAGS.
     pub rflags: u64,
@@ -423,7 +424,8 @@ pub struct Row<'a> {
     pub name: Text<'a>,
     /// The driver's ring.
     pub ring: Option<u8>,
-    /// The kind of domain that the driver has in ring 1: `paged` or `segmented`. `None` for ring 0.
+    /// The kind of domain that the driver has in ring 1: `paged` or `segmented`. `None` for
+    /// other rings.
     pub kind: Option<Text<'a>>,
     /// Operations handed over in one crossing.
     pub batch: Option<u64>,

@@ -179,6 +179,8 @@ fn user_mode(handle: &Handle, unit: &'static str) -> Result<[Row; 2], String> {
     });
     let mut domain = handle.lock();
     domain.entry = entry;
+    // Its upcalls in ring 3 are no evidence of its service in ring 1.
+    domain.witness();
     let imports = domain.imports;
     domain.space.from_user(imports);
     measured.map(|()| rows)

@@ -4,9 +4,9 @@
 //! * [`target`]: the drivers, as gdb sees them: each is a thread
 //!
 //! gdb believes that all threads stand when one does. In truth only drivers stand that have met a
-//! breakpoint, have done a step, or have faulted; everything else runs on. A driver that stands
-//! while gdb looks at another one is told when gdb goes on. **The session ends with gdb**, or when
-//! its runner has not been heard for a while.
+//! breakpoint, have done a step, have faulted, or that a person has interrupted; everything else
+//! runs on. A driver that stands while gdb looks at another one is told when gdb goes on. **The
+//! session ends with gdb**, or when its runner has not been heard for a while.
 
 mod target;
 
@@ -24,8 +24,8 @@ use embassy_futures::select::{Either, select};
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Duration, Instant, Timer};
 use gdbstub::conn::Connection;
-use gdbstub::stub::GdbStubBuilder;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
+use gdbstub::stub::{GdbStubBuilder, MultiThreadStopReason};
 use host::debugger;
 use host::domain::debug;
 use hw::{console, link};
@@ -277,8 +277,14 @@ async fn serve(number: u64) {
     }
     let Ok(stub) = GdbStubBuilder::new(output()).packet_buffer_size(PACKET_BYTES).build() else { return };
     let Ok(mut machine) = stub.run_state_machine(&mut drivers) else { return };
+    let mut is_running = false;
     loop {
         drivers.begin_packet();
+        is_running = match machine {
+            GdbStubStateMachine::Idle(_) => false,
+            GdbStubStateMachine::Running(_) => true,
+            _ => is_running,
+        };
         let next = match machine {
             GdbStubStateMachine::Idle(idle) => match input.next().await {
                 Some(byte) => idle.incoming_data(&mut drivers, byte),
@@ -295,6 +301,10 @@ async fn serve(number: u64) {
                         None => Ok(running.into()),
                     },
                 }
+            }
+            // gdb has interrupted just when it was told of a stop.
+            GdbStubStateMachine::CtrlCInterrupt(interrupt) if !is_running => {
+                interrupt.interrupt_handled(&mut drivers, None::<MultiThreadStopReason<u64>>)
             }
             GdbStubStateMachine::CtrlCInterrupt(interrupt) => {
                 let reason = drivers.interrupted();

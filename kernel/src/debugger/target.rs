@@ -145,9 +145,7 @@ impl Drivers {
     /// gdb. Returns the stop reason for gdb.
     pub fn interrupted(&mut self) -> Reason {
         let mut drivers = registry::in_slots();
-        if drivers.iter().any(|handle| debug::is_about(&handle.lock().name)) {
-            drivers.retain(|handle| debug::is_about(&handle.lock().name));
-        }
+        drivers.retain(|handle| debug::concerns(&handle.lock().name));
         for handle in &drivers {
             if let Some(stop) = debug::interrupt(handle) {
                 self.told.retain(|(slot, _)| *slot != stop.slot);
@@ -155,7 +153,7 @@ impl Drivers {
                 continue;
             }
             let domain = handle.lock();
-            if !domain.stands() {
+            if domain.is_alive() && !domain.stands() {
                 self.warnings.push(format!("{}, ring {}, {}: goes on\n", domain.name, domain.ring(), domain.state()));
             }
         }

@@ -1,5 +1,5 @@
 //! The attacks and their expected outcomes: the tables behind the tests and behind
-//! `docs/attacks.md`, and the two boots in which all attacks run.
+//! `docs/attacks.md`, and the boots in which all attacks run.
 //!
 //! * [`rogue`]: attacks on the CPU and on memory
 //! * [`lies`]: attacks on services and queues, by drivers of a network card, of a SCSI adapter and
@@ -340,7 +340,8 @@ fn parts(text: &str) -> BTreeMap<String, String> {
 }
 
 /// Asserts the outcomes of `attacks`. All attacks run in two boots, each attack in a domain of its
-/// own. There are two boots so that they can run at the same time on two CPUs.
+/// own, and those in segmented domains in a third. There is more than one so that they can run at
+/// the same time on two CPUs.
 pub fn assert_all(attacks: &[Attack]) {
     // If a boot panics, all tests that use it panic.
     static CALLS: LazyLock<Reports> = LazyLock::new(|| in_one_boot(&calls()));

@@ -96,9 +96,9 @@ instructions are in `rogue-segment.c`, by these names. `segments::an_interrupt_i
 has the race for virtual-8086 mode, which QEMU enters in long mode and no CPU does.
 
 The drivers of devices are built for segmented domains too, and make their attacks there in a boot of their own
-(`segments::attacks_of_other_drivers_end_in_segments_as_well`): all of the tables above but those of `rogue`, and the calls and
-pointers of `gates`. They end in the same way, but that the address of the I/O bitmap is cut off, and that addresses below
-512 GiB are the driver's own, so that the report has them in its slot.
+(`segments::attacks_of_other_drivers_end_in_segments_as_well`): the tables above but those of `rogue` and `rogue-ss` and the watched
+accesses, and the extreme and random arguments and bad pointers of `gates`. They end in the same way, but that the address of the
+I/O bitmap is cut off, and that addresses below 512 GiB are the driver's own, so that the report has them in its slot.
 
 | attack | report |
 |---|---|
@@ -108,7 +108,7 @@ const HEAD: &str = "\
 # Attacks
 
 Made from the tables of the tests that prove it (`tests/src/attacks/`). Each attack is something that `drivers/rogue`,
-`rogue-nic`, `rogue-scsi`, `rogue-blk` or `rogue-lsi` is told, in a domain of its own, and all of them run in two boots: after each, a second driver must
+`rogue-nic`, `rogue-scsi`, `rogue-blk` or `rogue-lsi` is told, in a domain of its own, and all of them run in two boots (those of segmented domains in more): after each, a second driver must
 still answer; checksums of the kernel's text, read-only data, descriptor tables and page tables, and the count of free frames,
 must be what they were, and nobody may have written to free memory. At the end the real drivers take the devices and work. `@`
 stands for the address of a part of the kernel, as `vmmap` shows them; the report has the address.

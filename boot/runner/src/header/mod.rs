@@ -65,10 +65,18 @@ pub fn write() -> Result<PathBuf> {
     for source in &sources {
         fs::read(source).with_context(|| format!("reading {}", source.display()))?.hash(&mut hasher);
     }
-    let now = format!("{:016x}", hasher.finish());
-    if !header.is_file() || fs::read_to_string(&made_from).ok().as_ref() != Some(&now) {
-        write_if_changed(&header, &make(services, &sources)?)?;
-        write_if_changed(&made_from, &now)?;
+    // The header itself belongs to what is remembered: something else may have written it.
+    let state = |header: &str| {
+        let mut hasher = hasher.clone();
+        header.hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    };
+    let is_there = fs::read_to_string(&header)
+        .is_ok_and(|header| fs::read_to_string(&made_from).is_ok_and(|before| before == state(&header)));
+    if !is_there {
+        let text = make(services, &sources)?;
+        write_if_changed(&header, &text)?;
+        write_if_changed(&made_from, &state(&text))?;
     }
     Ok(folder)
 }

@@ -123,6 +123,12 @@ struct Session {
     stops: VecDeque<Stop>,
 }
 
+impl Session {
+    fn concerns(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only == name)
+    }
+}
+
 static SESSION: Mutex<Option<Session>> = Mutex::new(None);
 static ON_STOP: AtomicWaker = AtomicWaker::new();
 /// The number of stops.
@@ -193,6 +199,12 @@ pub fn end() {
     }
 }
 
+/// Returns whether the session is about the driver called `name`: the debugger has named it, or
+/// none.
+pub fn concerns(name: &str) -> bool {
+    SESSION.lock().as_ref().is_some_and(|session| session.concerns(name))
+}
+
 /// Returns whether the debugger has named the driver called `name`.
 pub fn is_about(name: &str) -> bool {
     SESSION.lock().as_ref().and_then(|session| session.only.as_deref()) == Some(name)
@@ -250,7 +262,8 @@ pub fn interrupt(handle: &Handle) -> Option<Stop> {
         return None;
     }
     take_once(&mut domain);
-    domain.debugged.once = place(&domain, domain.entry).map(|byte| (domain.entry, byte));
+    let byte = place(&domain, domain.entry)?;
+    domain.debugged.once = Some((domain.entry, byte));
     domain.debugged.is_interrupted = true;
     // It stands: the upcall has no result yet.
     let _ = domain.upcall(NULL, [0; 3]);
@@ -456,7 +469,7 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
         && session.breakpoints.iter().any(|breakpoint| breakpoint.address == at && breakpoint.byte_in(domain).is_some())
     {
         Why::Breakpoint
-    } else if session.only.as_ref().is_none_or(|only| *only == domain.name) {
+    } else if session.concerns(&domain.name) {
         let cause = match why {
             DriverTrap::Exception { address } => Cause::Exception { address },
             DriverTrap::Overrun => Cause::Overrun,
@@ -477,7 +490,7 @@ pub fn judge(domain: &mut Domain, why: DriverTrap, frame: &mut TrapFrame) -> Ver
 /// registers behind the call, which is refused, if the driver stands instead.
 pub fn judge_call(domain: &mut Domain, cause: Cause) -> Option<TrapFrame> {
     let mut guard = SESSION.lock();
-    let session = guard.as_mut().filter(|session| session.only.as_ref().is_none_or(|only| *only == domain.name))?;
+    let session = guard.as_mut().filter(|session| session.concerns(&domain.name))?;
     if domain.ring() == Ring::Trusted || domain.is_segmented() {
         return None;
     }

@@ -58,7 +58,7 @@ bench_interrupt:
 /* ---- 64-bit ring 3 in the kernel's root: SYSRET and SYSCALL in place of IRETQ and gates -------------------------- */
 
 /* Only the kernel's root is loaded meanwhile, and it maps this. Interrupts are off until the upcall ends: there is no
-   descriptor of ring 3 that an IRETQ could load. */
+   descriptor of ring 3 that an IRETQ could load, so that an NMI meanwhile ends the kernel. */
 .section .text.bench, "ax"
 
 /* `enter_trusted` calls this, by way of a page of the slot. RDI, RSI, RDX, RCX: the driver's. */

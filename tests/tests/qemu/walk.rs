@@ -32,9 +32,13 @@ pub fn blocks(document: &str) -> Vec<Block<'_>> {
     blocks
 }
 
-/// Returns a line without the parts that differ from run to run: numbers, addresses and amounts of
-/// space.
+/// Returns a line without the parts that differ from run to run: numbers, addresses, amounts of
+/// space, and the events that an upcall tells of together.
 pub fn normal(line: &str) -> String {
+    let after_poll = line.find("poll").map_or(line.len(), |at| at + "poll".len());
+    let (before, rest) = line.split_at(after_poll);
+    let events = rest.trim_start().strip_prefix('(').and_then(|rest| rest.split_once(')'));
+    let line = events.map_or(line.to_string(), |(_, after)| before.to_string() + after);
     let hex = |rest: &str| rest.chars().take_while(char::is_ascii_hexdigit).count();
     let mut parts = line.split("0x");
     let mut plain = parts.next().unwrap_or_default().to_string();

@@ -318,16 +318,31 @@ pub const HEALTH: &str = "tell template still there; integrity; mem";
 /// first.
 #[track_caller]
 pub fn assert_unharmed(text: &str, times: usize) {
-    let wanted = [
-        ("the second driver", "template: 11 (0xb)"),
-        ("the kernel", "text, read-only data, descriptor tables, page tables"),
-        ("what nobody has", "   0  frames written to that nobody has"),
-        ("free memory", "frames    "),
-    ];
-    for (what, part) in wanted {
-        let lines: Vec<&str> = text.lines().filter(|line| line.contains(part)).collect();
-        assert!(lines.len() == times && lines.iter().all(|line| *line == lines[0]), "{what}: {lines:?}");
-    }
+    assert_template_answers(text, times);
+    assert_memory_is_unharmed(text, times);
+}
+
+/// Asserts that the second driver has answered `times` times.
+#[track_caller]
+pub fn assert_template_answers(text: &str, times: usize) {
+    assert_same(text, times, "the second driver", "template: 11 (0xb)");
+}
+
+/// Asserts that `integrity` and `mem` were run `times` times, with a good result each time.
+#[track_caller]
+pub fn assert_memory_is_unharmed(text: &str, times: usize) {
+    assert_same(text, times, "free memory", "frames    ");
+    assert_same(text, times, "the kernel", "text, read-only data, descriptor tables, page tables");
+    assert_same(text, times, "what nobody has", "   0  frames written to that nobody has");
+}
+
+/// Asserts that `times` lines have `part`, and that they are equal.
+#[track_caller]
+fn assert_same(text: &str, times: usize, what: &str, part: &str) {
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains(part)).collect();
+    assert_eq!(lines.len(), times, "{what}: {lines:?}");
+    let other = lines.iter().position(|line| *line != lines[0]);
+    assert_eq!(other, None, "{what}: line {other:?} of {lines:?} differs");
 }
 
 /// Asserts that `integrity` was run more than once, and that the checksum of the kernel's constant

@@ -14,7 +14,7 @@ pub mod page;
 pub mod rogue;
 pub mod segment;
 
-use crate::{HEALTH, TIME_LIMIT, assert_unharmed, boot, machine};
+use crate::{HEALTH, TIME_LIMIT, assert_memory_is_unharmed, assert_template_answers, boot, machine};
 use ringfence::machine::End;
 use ringfence_abi::manifest::DomainKind;
 use std::collections::BTreeMap;
@@ -255,14 +255,18 @@ pub fn in_segments() -> Vec<Attack> {
     all.into_iter().map(Attack::segmented).collect()
 }
 
+/// Attacks between two checks of all memory, which take longer than an attack. What is written to
+/// the kernel's constant memory stays there until a check, and a frame that is not freed stays
+/// missing. A free frame that was written to is found at a check, or when it is allocated.
+const CHECKED_EVERY: usize = 16;
+
 /// Carries out `attacks` on a machine that `run` boots with a script; `run` returns the console's
 /// lines. Returns the reports of the attacks. A second driver lives beside the attackers.
 ///
-/// Panics unless, after each attack (with `check_each`) or after the last one (without), the second
-/// driver answers, the kernel's checksum is unchanged, free memory was not written to, and the
-/// number of free frames is unchanged.
-pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) -> Vec<String>) -> Reports {
-    let after_each = if check_each { HEALTH } else { "tell template x" };
+/// Panics unless the second driver answers after each attack; and after each [`CHECKED_EVERY`]
+/// attacks and the last one, the kernel's checksum and the number of free frames are unchanged, and
+/// free memory was not written to.
+pub fn carry_out(attacks: &[Attack], run: impl FnOnce(&str) -> Vec<String>) -> Reports {
     let mut script = String::from("insmod template; tell template x; vmmap");
     // Each module runs once before, so that allocations that are made only once do not count.
     let mut modules: Vec<&str> = attacks.iter().map(|attack| attack.module).collect();
@@ -273,16 +277,20 @@ pub fn carry_out(attacks: &[Attack], check_each: bool, run: impl FnOnce(&str) ->
         .for_each(|module| script += &format!("; insmod {module}{kind}; tell {module} nothing; rmmod {module}"));
     script += "; insmod rogue; tell rogue write 0; rmmod rogue";
     script += &format!("; {HEALTH}");
-    for attack in attacks {
-        script += &format!("; sleep 0; {}; {after_each}", attack.script());
+    let groups = attacks.chunks(CHECKED_EVERY);
+    let checks = groups.len() + 1;
+    for group in groups {
+        for attack in group {
+            script += &format!("; sleep 0; {}; tell template still there", attack.script());
+        }
+        script += "; integrity; mem";
     }
-    let text = run(&format!("{script}; {HEALTH}")).join("\n");
-    assert_unharmed(&text, if check_each { attacks.len() + 2 } else { 2 });
-    if check_each && attacks.len() > ATTACKS_UNTIL_THEN {
+    let text = run(&script).join("\n");
+    assert_template_answers(&text, attacks.len() + 1);
+    assert_memory_is_unharmed(&text, checks);
+    if attacks.len() > ATTACKS_UNTIL_THEN {
         assert_heap_stays(&text);
     }
-    let answers = text.matches("template: 1 (0x1)").count();
-    assert_eq!(answers, if check_each { 1 } else { attacks.len() + 1 }, "the second driver did not always answer");
     // The output between one attack and the next.
     let (before, all) = text.split_once("> sleep 0\n").expect("there are attacks");
     let reports: Vec<&str> =
@@ -304,7 +312,7 @@ fn assert_heap_stays(text: &str) {
     // report about a DMA fault has some 2 KiB more than the others.
     const MOST_BYTES: u64 = (32 + 16) * (2 << 10);
     let used = |line: &str| line.strip_prefix("heap ")?.split_whitespace().next()?.parse::<u64>().ok();
-    let used: Vec<u64> = text.lines().filter_map(used).skip(ATTACKS_UNTIL_THEN).collect();
+    let used: Vec<u64> = text.lines().filter_map(used).skip(1 + ATTACKS_UNTIL_THEN / CHECKED_EVERY).collect();
     let (first, most) = (used.first().expect("'mem' says it"), used.iter().max().expect("'mem' says it"));
     assert!(most - first < MOST_BYTES, "the kernel's heap grew from {first} to {most} bytes");
 }
@@ -355,7 +363,7 @@ pub fn assert_all(attacks: &[Attack]) {
 }
 
 fn in_one_boot(attacks: &[Attack]) -> Reports {
-    carry_out(attacks, true, |script| {
+    carry_out(attacks, |script| {
         let mut machine = machine(&format!(
             "limits command-ms 300; {script}; limits command-ms 30000; insmod e1000; ip; insmod virtio-scsi; \
                  blkread disk0 0 8"

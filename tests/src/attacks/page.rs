@@ -108,10 +108,11 @@ const HEAD: &str = "\
 # Attacks
 
 Made from the tables of the tests that prove it (`tests/src/attacks/`). Each attack is something that `drivers/rogue`,
-`rogue-nic`, `rogue-scsi`, `rogue-blk` or `rogue-lsi` is told, in a domain of its own, and all of them run in two boots (those of segmented domains in more): after each, a second driver must
-still answer; checksums of the kernel's text, read-only data, descriptor tables and page tables, and the count of free frames,
-must be what they were, and nobody may have written to free memory. At the end the real drivers take the devices and work. `@`
-stands for the address of a part of the kernel, as `vmmap` shows them; the report has the address.
+`rogue-nic`, `rogue-scsi`, `rogue-blk` or `rogue-lsi` is told, in a domain of its own, and all of them run in two boots (those of
+segmented domains in more): after each, a second driver must still answer. After each sixteenth and the last one, checksums of
+the kernel's text, read-only data, descriptor tables and page tables, and the count of free frames, must be what they were, and
+nobody may have written to free memory. At the end the real drivers take the devices and work. `@` stands for the address of a
+part of the kernel, as `vmmap` shows them; the report has the address.
 
 `rogue`'s attacks also run, from the ISO image, under Bochs, a second and stricter model of the CPU's rings. Where the two
 differ the last table has what Bochs says, and why; nothing goes through in either.

@@ -224,9 +224,7 @@ fn endless_loops_anywhere_are_cut_short() {
     assert_eq!(text.answers("null").len(), 6, "{text}");
     let free = text.free_frames();
     assert!(free.len() == 6 && free.iter().all(|count| *count == free[0]), "{free:?}");
-    for (driver, upcall) in
-        [("endless", "init"), ("template", "command"), ("template", "exit"), ("e1000", "poll (")]
-    {
+    for (driver, upcall) in [("endless", "init"), ("template", "command"), ("template", "exit"), ("e1000", "poll (")] {
         assert_fault(&text, driver, &format!("took longer than 200 ms, in {upcall}"));
     }
     assert_says(&text, "error: endless: init: the driver was ended");

@@ -99,7 +99,7 @@ fn the_same_attacks_fail_under_bochs() {
         lies::scsi_faults(),
     ];
     let attacks: Vec<Attack> = attacks.concat().into_iter().map(by_bochs).collect();
-    carry_out(&attacks, true, |script| under_bochs(&format!("limits command-ms 300; {script}"))).assert(&attacks);
+    carry_out(&attacks, |script| under_bochs(&format!("limits command-ms 300; {script}"))).assert(&attacks);
 }
 
 /// Under QEMU 7.2's TCG, a driver that loads a null selector into SS becomes ring 0, and the kernel
@@ -218,7 +218,7 @@ fn nothing_in_the_entry_text_is_more_for_qemu_than_it_is() {
 #[test]
 fn no_load_of_ss_does_harm_under_bochs() {
     let attacks = [rogue::loads_of_ss(), rogue::locked_bit_tests(), rogue::loads_of_no_segment()].concat();
-    carry_out(&attacks, true, under_bochs).assert(&attacks);
+    carry_out(&attacks, under_bochs).assert(&attacks);
 }
 
 /// Runs every `int n` and every selector under Bochs.
@@ -226,7 +226,7 @@ fn no_load_of_ss_does_harm_under_bochs() {
 fn no_interrupt_and_no_selector_under_bochs() {
     let attacks = [rogue::interrupts(), rogue::segment_loads(), rogue::selectors_in_ss()].concat();
     let attacks: Vec<Attack> = attacks.into_iter().map(by_bochs).collect();
-    carry_out(&attacks, false, under_bochs).assert(&attacks);
+    carry_out(&attacks, under_bochs).assert(&attacks);
 }
 
 /// `docs/attacks.md` is made from the tables. `RINGFENCE_BLESS=1 cargo test attack_table` writes

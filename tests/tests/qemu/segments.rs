@@ -539,7 +539,7 @@ fn every_attack_of_32_bit_code_ends_its_driver_with_the_exact_fault() {
         return;
     }
     let attacks: Vec<_> = segment::all().into_iter().map(by_this_qemu).collect();
-    carry_out(&attacks, true, |script| {
+    carry_out(&attacks, |script| {
         let run = boot(&bare(&format!("insmod null.32; {script}")));
         run.console().to_vec()
     })
@@ -578,7 +578,7 @@ fn the_same_attacks_of_32_bit_code_fail_under_bochs() {
         return;
     }
     let attacks: Vec<_> = segment::under_bochs();
-    carry_out(&attacks, true, |script| under_bochs(&format!("insmod null.32; limits command-ms 300; {script}")))
+    carry_out(&attacks, |script| under_bochs(&format!("insmod null.32; limits command-ms 300; {script}")))
         .assert(&attacks);
 }
 

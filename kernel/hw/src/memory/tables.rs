@@ -393,14 +393,14 @@ pub fn read_kernel(address: u64) -> Option<u64> {
 }
 
 /// Calls `with` for each word of the kernel's memory in `addresses`, whose ends are multiples of 8.
-pub fn for_each_kernel_word(addresses: Range<u64>, with: &mut dyn FnMut(u64)) {
+pub fn for_each_kernel_word(addresses: Range<u64>, mut with: impl FnMut(u64)) {
     let mut address = addresses.start;
     while address < addresses.end {
         let end = addresses.end.min((address & !(PAGE_SIZE - 1)) + PAGE_SIZE);
         let page = Root::kernel().translate(address).filter(|(pa, _)| super::is_ram(Extent::new(*pa, 1)));
         if let Some((pa, _)) = page {
-            let count = ((end - address) / 8) as usize;
-            (word_of(pa)..word_of(pa) + count).for_each(|index| with(frame(pa).load(index)));
+            let (memory, count) = (frame(pa), ((end - address) / 8) as usize);
+            (word_of(pa)..word_of(pa) + count).for_each(|index| with(memory.load(index)));
         }
         address = end;
     }

@@ -144,24 +144,24 @@ async fn pattern_arguments(mut arguments: Arguments<'_>) -> Result<(Arc<dyn Disk
     Ok((disk, lba, blocks, seed))
 }
 
-/// Writes the pattern of `seed` and flushes the disk. Returns the pattern's checksum.
-async fn write_pattern(disk: &dyn Disk, lba: u64, blocks: u64, seed: u64) -> Result<Sha256, String> {
-    let mut sum = Sha256::new();
+/// Writes the pattern of `seed` and flushes the disk. Calls `with` for each piece of the pattern.
+async fn write_pattern(disk: &dyn Disk, lba: u64, blocks: u64, seed: u64, mut with: impl FnMut(&[u8])) -> Outcome {
     let mut buffer = buffer(PIECE)?;
     for (lba, len_bytes) in pieces(disk, lba, blocks) {
         let data = buffer.get_mut(..len_bytes).unwrap_or(&mut []);
         fill(data, lba, seed);
         disk.write(lba, data).await?;
-        sum.update(data);
+        with(data);
     }
     disk.flush().await?;
-    Ok(sum)
+    Ok(())
 }
 
 pub async fn blkwrite(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
     let _writing = to_write(&disk)?;
-    let sum = write_pattern(&*disk, lba, blocks, seed).await?;
+    let mut sum = Sha256::new();
+    write_pattern(&*disk, lba, blocks, seed, |data| sum.update(data)).await?;
     print_sum(&sum.finalize().into(), blocks * disk.block_bytes() as u64);
     Ok(())
 }
@@ -225,7 +225,7 @@ pub async fn blkverify(arguments: Arguments<'_>) -> Outcome {
 pub async fn blkcheck(arguments: Arguments<'_>) -> Outcome {
     let (disk, lba, blocks, seed) = pattern_arguments(arguments).await?;
     let _writing = to_write(&disk)?;
-    write_pattern(&*disk, lba, blocks, seed).await?;
+    write_pattern(&*disk, lba, blocks, seed, |_| ()).await?;
     verify(&*disk, lba, blocks, seed).await?;
     println!("{blocks} blocks were written and read back");
     Ok(())

@@ -173,8 +173,8 @@ impl Remote {
         Some(match what {
             What::File { file, name, len_bytes } => self.begin(file, &name, len_bytes as usize),
             What::Piece { file, offset, bytes } => self.add(file, offset as usize, &bytes),
-            What::Trace { driver, frame_bytes } => self.streams.begin(&driver, frame_bytes),
-            What::EndTrace { driver } => self.streams.end(&driver).await,
+            What::Trace { program, driver, frame_bytes } => self.streams.begin(program, &driver, frame_bytes).await,
+            What::EndTrace { program, driver } => self.streams.end(program, &driver).await,
             What::Debug { session, driver, bytes } => {
                 debugger::receive(session, driver.as_deref(), &bytes).map(|()| String::new())
             }

@@ -16,7 +16,7 @@ use host::module;
 use hw::arch::time;
 use hw::link;
 use ringfence_link::event::Event;
-use ringfence_link::request::TRACE_SECONDS;
+use ringfence_link::request::{BEGUN, GOES_ON, TRACE_SECONDS};
 use ringfence_link::trace::{Content, Piece, Traced, What};
 use ringfence_link::{FILES, TRACES, file};
 
@@ -33,12 +33,24 @@ const EVENT_BYTES: usize = 64;
 /// How long the link may take nothing before no one waits for it any more.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// The most programs that have one driver traced.
+const MOST_PROGRAMS: usize = 8;
+
+/// A program that has asked for a trace.
+struct Program {
+    number: u64,
+    /// The most bytes of a frame that it wants.
+    frame_bytes: usize,
+    until: Instant,
+}
+
 /// A trace that is sent.
 struct Stream {
     trace: Arc<Trace>,
     /// How many of its events are sent or lost.
     sent: u64,
-    until: Instant,
+    /// The programs that it is sent for.
+    programs: Vec<Program>,
     /// Whether it is sent for a person who wants it saved.
     is_saved: bool,
 }
@@ -53,30 +65,42 @@ impl Streams {
         self.0.is_empty()
     }
 
-    /// Begins to trace the driver called `name`, or goes on with that.
-    pub fn begin(&mut self, name: &str, frame_bytes: u32) -> Result<String, String> {
+    /// Begins to trace the driver called `name` for a program, or goes on with that. Returns the
+    /// answer.
+    pub async fn begin(&mut self, program: u64, name: &str, frame_bytes: u32) -> Result<String, String> {
         let until = Instant::now() + Duration::from_secs(TRACE_SECONDS);
+        let frame_bytes = frame_bytes.min(FRAME_BYTES) as usize;
+        let program = Program { number: program, frame_bytes, until };
         if let Some(stream) = self.0.iter_mut().find(|stream| stream.trace.name == name && stream.trace.is_on()) {
-            stream.until = until;
-            return Ok(format!("{name} is traced"));
+            return stream.join(program).await.map(String::from);
         }
         module::find(name).map_err(|error| error.to_string())?;
-        let frame_bytes = frame_bytes.min(FRAME_BYTES) as usize;
         let wish = Wish { events: EVENTS, content_bytes: CONTENT_BYTES, frame_bytes, ..Wish::default() };
         let trace = trace::begin(name, &wish).map_err(|error| format!("{name}: {error}"))?;
         self.0.retain(|stream| stream.trace.name != name);
-        self.0.push(Stream { trace, sent: 0, until, is_saved: false });
-        Ok(format!("{name} is traced"))
+        self.0.push(Stream { trace, sent: 0, programs: [program].into(), is_saved: false });
+        Ok(BEGUN.to_string())
     }
 
-    /// Ends the trace of the driver called `name`, and sends its remaining events. Returns how many
-    /// events there were.
-    pub async fn end(&mut self, name: &str) -> Result<String, String> {
-        let place = self.0.iter().position(|stream| stream.trace.name == name);
-        let mut stream = self.0.remove(place.ok_or_else(|| format!("{name} is not traced for a program"))?);
-        trace::forget(&stream.trace);
-        stream.send_all().await?;
-        Ok(format!("{} events", stream.trace.kept().record.count()))
+    /// Sends the remaining events of the driver called `name`, and ends its trace for a program.
+    /// Returns how many events there were.
+    pub async fn end(&mut self, program: u64, name: &str) -> Result<String, String> {
+        let is_it =
+            |stream: &Stream| stream.trace.name == name && stream.programs.iter().any(|other| other.number == program);
+        let place = self.0.iter().position(is_it).ok_or_else(|| format!("{name} is not traced for this program"))?;
+        let stream = self.0.get_mut(place).ok_or("the trace is gone")?;
+        stream.programs.retain(|other| other.number != program);
+        let is_last = stream.programs.is_empty();
+        if is_last {
+            trace::forget(&stream.trace);
+        }
+        let sent = stream.send_all().await;
+        stream.keep_frames();
+        let count = stream.trace.kept().record.count();
+        if is_last {
+            self.0.remove(place);
+        }
+        sent.map(|_| format!("{count} events"))
     }
 
     /// Sends a piece of each trace, if there is something and it fits. Returns whether there may be
@@ -93,8 +117,10 @@ impl Streams {
     /// before: one of them may ask.
     pub fn expire(&mut self) {
         let now = Instant::now();
-        self.0.retain(|stream| {
-            let goes_on = stream.until > now && stream.trace.is_on();
+        self.0.retain_mut(|stream| {
+            stream.programs.retain(|program| program.until > now);
+            stream.keep_frames();
+            let goes_on = !stream.programs.is_empty() && stream.trace.is_on();
             if !goes_on && stream.trace.is_on() {
                 trace::forget(&stream.trace);
             }
@@ -130,7 +156,7 @@ pub async fn save(trace: &Arc<Trace>) -> Result<u64, String> {
     if !link::is_there() {
         return Err("there is no second serial port".to_string());
     }
-    let mut stream = Stream { trace: trace.clone(), sent: 0, until: Instant::now(), is_saved: true };
+    let mut stream = Stream { trace: trace.clone(), sent: 0, programs: Vec::new(), is_saved: true };
     let count = stream.send_all().await?;
     link::tell(&Event::TraceSaved { name: trace.name.as_str().into() });
     Ok(count)
@@ -147,6 +173,33 @@ enum Sent {
 }
 
 impl Stream {
+    /// Sends the trace for one more program, from now on, or for one that asks again. Returns the
+    /// answer.
+    async fn join(&mut self, program: Program) -> Result<&'static str, String> {
+        let answer = match self.programs.iter().position(|other| other.number == program.number) {
+            Some(place) => {
+                self.programs.remove(place);
+                GOES_ON
+            }
+            None if self.programs.len() < MOST_PROGRAMS => {
+                // It is not for the program, whose frames may be longer.
+                self.send_all().await?;
+                BEGUN
+            }
+            None => return Err(format!("{MOST_PROGRAMS} programs trace {} already", self.trace.name)),
+        };
+        self.programs.push(program);
+        self.keep_frames();
+        Ok(answer)
+    }
+
+    /// Has the trace keep as much of a frame as a program wants.
+    fn keep_frames(&self) {
+        if let Some(most) = self.programs.iter().map(|program| program.frame_bytes).max() {
+            self.trace.keep_frames(most);
+        }
+    }
+
     /// Sends all events that there are at the moment. Other tasks have their turn meanwhile.
     /// Returns how many events were sent.
     async fn send_all(&mut self) -> Result<u64, String> {

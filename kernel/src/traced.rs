@@ -38,9 +38,10 @@ pub fn in_words<'a>(kept: &'a Kept, what: &What) -> told::What<'a> {
             let (content, words) = content_in_words(kept, content);
             told::What::Given { number, len_bytes, content, words: words.into() }
         }
-        What::Done { number, result } => {
-            let words = kept.class().map(|class| class.result_words(result)).unwrap_or_default();
-            told::What::Done { number, result, words: words.into() }
+        What::Done { number, result, detail } => {
+            let detail = kept.bytes.get(detail).unwrap_or_default();
+            let words = kept.class().map(|class| class.result_words(result, detail)).unwrap_or_default();
+            told::What::Done { number, result, detail: detail.into(), words: words.into() }
         }
         What::Received { number, len_bytes, frame } => {
             let (_, words) = content_in_words(kept, KeptContent::Frame(frame));

@@ -73,7 +73,7 @@ fn trace(session: &mut Session, view: &mut View) -> Result<()> {
     let Some(refused) = view.traced.take() else { return Ok(()) };
     let mut still = BTreeSet::new();
     for driver in view.drivers.clone() {
-        let request = What::Trace { driver: driver.as_str().into(), frame_bytes: 64 };
+        let request = What::Trace { program: session.number(), driver: driver.as_str().into(), frame_bytes: 64 };
         if let Err(why) = session.request(request, |heard| view.show(heard))? {
             if !refused.contains(&driver) {
                 output::complain(&printable(&format!("not traced: {why}")));

@@ -30,6 +30,8 @@ const FOR_A_PERSON: Duration = Duration::from_secs(24 * 3600);
 pub struct Session {
     /// The folder of the system's run.
     folder: PathBuf,
+    /// A number for this program, chosen at random.
+    number: u64,
     stream: UnixStream,
     encoder: Box<Encoder>,
     heard: mpsc::Receiver<Heard>,
@@ -115,12 +117,17 @@ impl Session {
             }
         });
         let folder = path.parent().unwrap_or(Path::new(".")).to_path_buf();
-        Ok(Session { folder, stream, encoder: Box::default(), heard })
+        Ok(Session { folder, number: fastrand::u64(..), stream, encoder: Box::default(), heard })
     }
 
     /// Returns the folder of the system's run.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Returns the number by which the kernel knows this program.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Returns the system's next message; `None` if none comes within `limit`.

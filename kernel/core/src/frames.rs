@@ -323,7 +323,7 @@ impl<M: Words + Data> Frames<M> {
                     let place = Consumer::<net::Transmitted>::entry(&self.memory, position);
                     let is_lent = place < TX_FRAMES as u64 && self.tx_free >> place & 1 == 0;
                     if let Some((number, _)) = self.tx_entries.get(place as usize).filter(|_| is_lent) {
-                        note(&Passed::Done { number: *number, place: place as usize, result: 0 });
+                        note(&Passed::Done { number: *number, place: place as usize, result: 0, detail: &[] });
                     }
                 }
                 let ahead = self.received.ahead(&self.memory, self.seen.received);
@@ -633,7 +633,7 @@ mod tests {
         driver.takes_empty(2);
         driver.give_back(1);
         driver.deliver(0, &[7; 61]);
-        let done = Passed::Done { number: 1, place: 1, result: 0 };
+        let done = Passed::Done { number: 1, place: 1, result: 0, detail: &[] };
         let received = Passed::Received { number: 0, len_bytes: 61, frame: &[7; 2] };
         assert_eq!(passed(&mut frames, Side::Driver), [done, received].map(|passed| format!("{passed:?}")));
         assert!(passed(&mut frames, Side::Driver).is_empty());

@@ -7,6 +7,30 @@
 /// The content of a request, in words of a class's own format.
 pub type Request = [u64; 3];
 
+/// What a driver says about a failure of a request besides its result, in its class's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Detail {
+    bytes: [u8; Detail::MOST],
+    len: usize,
+}
+
+impl Detail {
+    /// The most bytes that are kept.
+    pub const MOST: usize = 48;
+
+    /// Keeps the first bytes of `bytes`.
+    pub fn new(bytes: &[u8]) -> Detail {
+        let mut detail = Detail { bytes: [0; Detail::MOST], len: bytes.len().min(Detail::MOST) };
+        detail.bytes.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        detail
+    }
+
+    /// Returns the bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
 /// The content of a frame or request that was passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content<'a> {
@@ -39,6 +63,8 @@ pub enum Passed<'a> {
         place: usize,
         /// The driver's result for it, if it has one: 0 is success.
         result: u32,
+        /// What else the driver says about a failure, in its class's format.
+        detail: &'a [u8],
     },
     /// The driver has received a frame.
     Received {

@@ -15,6 +15,11 @@ pub const MAX_PIECE: usize = 4096;
 /// How long a trace goes on that nobody asks for again.
 pub const TRACE_SECONDS: u64 = 10;
 
+/// The answer to a program for which the trace begins.
+pub const BEGUN: &str = "the trace has begun";
+/// The answer to a program that has asked before, in time.
+pub const GOES_ON: &str = "the trace goes on";
+
 /// How long a session with gdb goes on in which nobody says anything.
 pub const DEBUG_SECONDS: u64 = 10;
 
@@ -49,15 +54,22 @@ pub enum What<'a> {
         bytes: Cow<'a, [u8]>,
     },
     /// Trace a driver, and send its events on channel [`TRACES`](crate::TRACES) for
-    /// [`TRACE_SECONDS`] from now on. A sender that wants more asks again before.
+    /// [`TRACE_SECONDS`] from now on. A sender that wants more asks again before. The answer is
+    /// [`BEGUN`] or [`GOES_ON`], and comes behind the events that others had the driver traced for.
+    /// All programs get the same events.
     Trace {
+        /// A number for the program, chosen at random.
+        program: u64,
         /// The driver's name.
         driver: Text<'a>,
         /// The most bytes of a frame that are sent.
         frame_bytes: u32,
     },
-    /// End the trace of a driver that was asked for, once all its events are sent.
+    /// End the trace of a driver that a program has asked for, once all its events are sent. It
+    /// goes on for other programs.
     EndTrace {
+        /// The program.
+        program: u64,
         /// The driver's name.
         driver: Text<'a>,
     },

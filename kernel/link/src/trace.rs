@@ -75,6 +75,8 @@ pub enum What<'a> {
         number: u64,
         /// The driver's result for it: 0 is success.
         result: u32,
+        /// What else it says about a failure: a SCSI command's sense data.
+        detail: Cow<'a, [u8]>,
         /// The same in words.
         words: Text<'a>,
     },

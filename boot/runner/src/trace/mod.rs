@@ -13,10 +13,10 @@ use anyhow::{Context, Result, anyhow};
 use pcapng::Pcapng;
 use perfetto::Perfetto;
 use ringfence_link::frame::Frame;
-use ringfence_link::request::{TRACE_SECONDS, What as Request};
-use ringfence_link::trace::{Piece, Traced, What};
+use ringfence_link::request::{BEGUN, TRACE_SECONDS, What as Request};
+use ringfence_link::trace::{Content, Piece, Traced, What};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -134,10 +134,18 @@ struct Waiting {
 /// The events that have come, in the order of their times.
 #[derive(Default)]
 struct Collected {
+    /// The drivers whose traces the kernel sends for this program.
+    drivers: BTreeSet<String>,
+    /// The bytes that are wanted of a frame.
+    frame_bytes: u32,
     /// By time, and by the order in which they came.
     waiting: BTreeMap<(u64, u64), Waiting>,
     count: u64,
     lost: u64,
+    /// How many frames have come without some of the wanted bytes.
+    cut: u64,
+    /// How often the kernel has ended a trace, because it was not asked for in time.
+    gaps: u64,
 }
 
 impl Collected {
@@ -152,6 +160,7 @@ impl Collected {
         for event in piece.events {
             let lost = std::mem::take(&mut lost);
             let key = (event.at_ns, self.count);
+            self.cut += u64::from(is_cut(&event.what, self.frame_bytes));
             self.waiting.insert(key, Waiting { source: source.clone(), event, lost, since: now });
             self.count += 1;
         }
@@ -186,7 +195,8 @@ static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// all events are there.
 pub fn run(options: &Options) -> Result<bool> {
     let mut session = Session::find(options.system.as_deref())?;
-    let mut collected = Collected::default();
+    let frame_bytes = if options.pcap.is_some() { WHOLE_FRAME } else { FRAME_START };
+    let mut collected = Collected { frame_bytes, ..Collected::default() };
     // A name that is wrong must not cost an earlier file.
     ask(&mut session, options, &mut collected)??;
     let mut places = places(options)?;
@@ -208,7 +218,22 @@ pub fn run(options: &Options) -> Result<bool> {
         let lost = collected.lost;
         output::complain(&format!("{lost} events are missing: they came faster than the link took them"));
     }
-    Ok(collected.lost == 0)
+    if collected.cut > 0 {
+        let cut = collected.cut;
+        output::complain(&format!("{cut} frames lack bytes: they came faster than the link took them"));
+    }
+    Ok(collected.lost == 0 && collected.cut == 0 && collected.gaps == 0)
+}
+
+/// Returns whether an event lacks some of the first `wanted` bytes of its frame: later frames have
+/// taken their place in the kernel's memory.
+fn is_cut(what: &What, wanted: u32) -> bool {
+    let (frame, len_bytes) = match what {
+        What::Given { content: Content::Frame(frame), len_bytes, .. } => (frame, len_bytes),
+        What::Received { frame, len_bytes, .. } => (frame, len_bytes),
+        _ => return false,
+    };
+    frame.len() < wanted.min(*len_bytes) as usize
 }
 
 /// Collects until the end, and has the kernel end the traces.
@@ -234,24 +259,24 @@ fn collect(
             asked = Instant::now();
         }
         match session.hear(LOOK) {
-            Ok(heard) => heard.into_iter().for_each(|heard| take(options, collected, heard)),
+            Ok(heard) => heard.into_iter().for_each(|heard| take(collected, heard)),
             Err(_) => return Ok(()),
         }
         collected.pass_on(WAIT, places)?;
     }
     for name in &options.names {
-        let request = Request::EndTrace { driver: name.as_str().into() };
+        let request = Request::EndTrace { program: session.number(), driver: name.as_str().into() };
         // The driver may be traced no more, or the system may have ended.
-        if session.request(request, |heard| take(options, collected, heard)).is_err() {
+        if session.request(request, |heard| take(collected, heard)).is_err() {
             break;
         }
     }
     Ok(())
 }
 
-/// Takes a message of the system, if it is a piece of a requested trace.
-fn take(options: &Options, collected: &mut Collected, heard: Heard) {
-    let piece = heard.piece().filter(|piece| !piece.is_saved && options.names.iter().any(|name| *name == piece.driver));
+/// Takes a message of the system, if it is a piece of a trace that is sent for this program.
+fn take(collected: &mut Collected, heard: Heard) {
+    let piece = heard.piece().filter(|piece| !piece.is_saved && collected.drivers.contains(&*piece.driver));
     piece.into_iter().for_each(|piece| collected.add(piece));
 }
 
@@ -315,12 +340,17 @@ fn places(options: &Options) -> Result<Vec<Place>> {
 /// Asks for the traces, or for more of them. The inner error is the kernel's refusal; the outer one
 /// says that the system has ended.
 fn ask(session: &mut Session, options: &Options, collected: &mut Collected) -> Result<Result<()>> {
-    let frame_bytes = if options.pcap.is_some() { WHOLE_FRAME } else { FRAME_START };
     for name in &options.names {
-        let request = Request::Trace { driver: name.as_str().into(), frame_bytes };
-        let answer = session.request(request, |heard| take(options, collected, heard));
-        if let Err(why) = answer? {
-            return Ok(Err(anyhow!("{}", printable(&why))));
+        let (program, frame_bytes) = (session.number(), collected.frame_bytes);
+        let request = Request::Trace { program, driver: name.as_str().into(), frame_bytes };
+        let answer = match session.request(request, |heard| take(collected, heard))? {
+            Ok(answer) => answer,
+            Err(why) => return Ok(Err(anyhow!("{}", printable(&why)))),
+        };
+        let is_new = collected.drivers.insert(name.clone());
+        if !is_new && answer == BEGUN {
+            collected.gaps += 1;
+            output::complain(&format!("{}: events are missing: this program was stopped for long", printable(name)));
         }
     }
     Ok(Ok(()))

@@ -5,7 +5,7 @@
 use super::{Sink, Source, Traced, WAIT, What};
 use ringfence_abi::scsi::{Asked, FUNCTION_COMMAND};
 use ringfence_link::trace::Content;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{Result, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -43,10 +43,12 @@ const HEADER: usize = 48;
 /// A capture that is written.
 pub struct Pcapng<W> {
     to: W,
-    /// The interface of each driver, by name, and the comment for its next packet.
-    interfaces: BTreeMap<String, (u32, Option<String>)>,
-    /// The commands that are under way: driver and number.
-    commands: BTreeSet<(String, u64)>,
+    /// The interfaces: the driver's name, and the target that commands are for.
+    interfaces: BTreeMap<(String, Option<u16>), u32>,
+    /// The comment for the next packet of each driver.
+    comments: BTreeMap<String, String>,
+    /// The targets of the commands that are under way, by driver and number.
+    commands: BTreeMap<(String, u64), u16>,
     /// The time of the system's boot, in nanoseconds since 1970, once an event has come.
     boot_ns: Option<u64>,
 }
@@ -63,7 +65,8 @@ fn option(code: u16, value: &[u8]) -> Vec<u8> {
 impl<W: Write> Pcapng<W> {
     /// Begins a capture.
     pub fn new(to: W) -> Result<Pcapng<W>> {
-        let mut capture = Pcapng { to, interfaces: BTreeMap::new(), commands: BTreeSet::new(), boot_ns: None };
+        let (interfaces, comments, commands) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut capture = Pcapng { to, interfaces, comments, commands, boot_ns: None };
         let mut body = 0x1a2b_3c4d_u32.to_le_bytes().to_vec();
         // Version 1.0, and a section of unknown length.
         body.extend([1, 0, 0, 0]);
@@ -82,27 +85,37 @@ impl<W: Write> Pcapng<W> {
         self.to.write_all(&len)
     }
 
-    /// Returns the number of a driver's interface, which is declared when it is first needed.
-    fn interface(&mut self, source: &Source) -> Result<u32> {
-        if let Some((number, _)) = self.interfaces.get(&source.driver) {
+    /// Returns the number of an interface, which is declared when it is first needed. iSCSI has no
+    /// place for a target of SCSI, so that each target has an interface.
+    fn interface(&mut self, source: &Source, target: Option<u16>) -> Result<u32> {
+        let key = (source.driver.clone(), target);
+        if let Some(number) = self.interfaces.get(&key) {
             return Ok(*number);
         }
+        let name = target.map_or(source.driver.clone(), |target| format!("{} target {target}", source.driver));
         let number = self.interfaces.len() as u32;
         let link = if source.kind == "nic" { ETHERNET } else { UPPER_PDU };
         let mut body = [link.to_le_bytes(), [0; 2]].concat();
         // Packets of any length.
         body.extend([0; 4]);
-        body.extend(option(NAME, source.driver.as_bytes()));
+        body.extend(option(NAME, name.as_bytes()));
         body.extend(option(RESOLUTION, &[NANOSECONDS]));
         body.extend(option(END, &[]));
         self.block(INTERFACE, &body)?;
-        self.interfaces.insert(source.driver.clone(), (number, None));
+        self.interfaces.insert(key, number);
         Ok(number)
     }
 
-    /// Adds a packet, of which `bytes` were kept.
-    fn packet(&mut self, source: &Source, at_ns: u64, flags: u32, bytes: &[u8], len_bytes: u32) -> Result<()> {
-        let number = self.interface(source)?;
+    /// Adds a packet to interface `number`, of which `bytes` were kept.
+    fn packet(
+        &mut self,
+        source: &Source,
+        number: u32,
+        at_ns: u64,
+        flags: u32,
+        bytes: &[u8],
+        len_bytes: u32,
+    ) -> Result<()> {
         let boot_ns = *self.boot_ns.get_or_insert_with(|| {
             // The first event has waited for others.
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(WAIT);
@@ -114,16 +127,23 @@ impl<W: Write> Pcapng<W> {
         body.extend(bytes);
         body.resize(body.len().next_multiple_of(4), 0);
         body.extend(option(FLAGS, &flags.to_le_bytes()));
-        let comment = self.interfaces.get_mut(&source.driver).and_then(|(_, comment)| comment.take());
-        if let Some(comment) = comment {
+        if let Some(comment) = self.comments.remove(&source.driver) {
             body.extend(option(COMMENT, comment.as_bytes()));
         }
         body.extend(option(END, &[]));
         self.block(PACKET, &body)
     }
 
-    /// Adds an iSCSI PDU: its header, which has no data behind it.
-    fn pdu(&mut self, source: &Source, at_ns: u64, flags: u32, header: [u8; HEADER]) -> Result<()> {
+    /// Adds an iSCSI PDU, with `data` behind its header.
+    fn pdu(
+        &mut self,
+        source: &Source,
+        target: u16,
+        at_ns: u64,
+        flags: u32,
+        header: [u8; HEADER],
+        data: &[u8],
+    ) -> Result<()> {
         let tag = |code: u16, value: &[u8]| {
             let mut bytes = [code.to_be_bytes(), (value.len() as u16).to_be_bytes()].concat();
             bytes.extend(value);
@@ -132,22 +152,23 @@ impl<W: Write> Pcapng<W> {
         let mut bytes = tag(TAG_DISSECTOR, b"iscsi\0\0\0");
         bytes.extend(tag(END, &[]));
         bytes.extend(header);
-        let len_bytes = bytes.len() as u32;
-        self.packet(source, at_ns, flags, &bytes, len_bytes)
+        bytes.extend(data);
+        // The data is padded to whole words (RFC 7143, 11.2.3).
+        bytes.resize(bytes.len() + data.len().next_multiple_of(4) - data.len(), 0);
+        let (number, len_bytes) = (self.interface(source, Some(target))?, bytes.len() as u32);
+        self.packet(source, number, at_ns, flags, &bytes, len_bytes)
     }
 
     /// Adds words to the comment for the driver's next packet.
-    fn comment(&mut self, source: &Source, words: String) -> Result<()> {
-        self.interface(source)?;
-        if let Some((_, comment)) = self.interfaces.get_mut(&source.driver) {
-            *comment = Some(comment.take().map_or(words.clone(), |before| format!("{before}, {words}")));
-        }
-        Ok(())
+    fn comment(&mut self, source: &Source, words: &str) {
+        let comment = self.comments.entry(source.driver.clone()).or_default();
+        *comment += &format!("{}{words}", if comment.is_empty() { "" } else { ", " });
     }
 }
 
-/// Returns the header of an iSCSI command (RFC 7143, 11.3); `None` for a request that is none.
-fn command(request: [u64; 3], number: u64, len_bytes: u32) -> Option<[u8; HEADER]> {
+/// Returns the target and the header of an iSCSI command (RFC 7143, 11.3); `None` for a request
+/// that is none.
+fn command(request: [u64; 3], number: u64, len_bytes: u32) -> Option<(u16, [u8; HEADER])> {
     let asked = Some(Asked::of_words(request)).filter(|asked| asked.function == FUNCTION_COMMAND)?;
     let mut header = [0; HEADER];
     header[0] = SCSI_COMMAND;
@@ -166,17 +187,24 @@ fn command(request: [u64; 3], number: u64, len_bytes: u32) -> Option<[u8; HEADER
     header[16..20].copy_from_slice(&(number as u32).to_be_bytes());
     header[20..24].copy_from_slice(&len_bytes.to_be_bytes());
     header[32..].copy_from_slice(&asked.cdb);
-    Some(header)
+    Some((asked.target, header))
 }
 
-/// Returns the header of an iSCSI response (RFC 7143, 11.4).
-fn response(result: u32, number: u64) -> [u8; HEADER] {
+/// Returns the header of an iSCSI response (RFC 7143, 11.4), and its data: the length of the sense
+/// data, and the sense data.
+fn response(result: u32, number: u64, sense: &[u8]) -> ([u8; HEADER], Vec<u8>) {
     let mut header = [0; HEADER];
     let failed = result >> 8 != 0;
     // The target failed, or it has sent a status.
     (header[0], header[1], header[2], header[3]) = (SCSI_RESPONSE, FINAL, u8::from(failed), result as u8);
     header[16..20].copy_from_slice(&(number as u32).to_be_bytes());
-    header
+    if sense.is_empty() {
+        return (header, Vec::new());
+    }
+    let data = [&(sense.len() as u16).to_be_bytes(), sense].concat();
+    // Three bytes of length, behind the length of additional headers.
+    header[4..8].copy_from_slice(&(data.len() as u32).to_be_bytes());
+    (header, data)
 }
 
 impl<W: Write> Sink for Pcapng<W> {
@@ -184,25 +212,31 @@ impl<W: Write> Sink for Pcapng<W> {
         let at_ns = event.at_ns;
         match &event.what {
             What::Given { content: Content::Frame(frame), len_bytes, .. } => {
-                self.packet(source, at_ns, OUTBOUND, frame, *len_bytes)?;
+                let number = self.interface(source, None)?;
+                self.packet(source, number, at_ns, OUTBOUND, frame, *len_bytes)?;
             }
-            What::Received { frame, len_bytes, .. } => self.packet(source, at_ns, INBOUND, frame, *len_bytes)?,
+            What::Received { frame, len_bytes, .. } => {
+                let number = self.interface(source, None)?;
+                self.packet(source, number, at_ns, INBOUND, frame, *len_bytes)?;
+            }
             What::Given { content: Content::Request(request), number, len_bytes, .. } if source.kind == "scsi" => {
-                let Some(header) = command(*request, *number, *len_bytes) else { return Ok(false) };
-                self.commands.insert((source.driver.clone(), *number));
-                self.pdu(source, at_ns, OUTBOUND, header)?;
+                let Some((target, header)) = command(*request, *number, *len_bytes) else { return Ok(false) };
+                self.commands.insert((source.driver.clone(), *number), target);
+                self.pdu(source, target, at_ns, OUTBOUND, header, &[])?;
             }
-            // A response to a command that was seen.
-            What::Done { result, number, .. } if self.commands.remove(&(source.driver.clone(), *number)) => {
-                self.pdu(source, at_ns, INBOUND, response(*result, *number))?;
+            What::Done { result, number, detail, .. } => {
+                // A response to a command that was not seen would be wrong.
+                let Some(target) = self.commands.remove(&(source.driver.clone(), *number)) else { return Ok(false) };
+                let (header, data) = response(*result, *number, detail);
+                self.pdu(source, target, at_ns, INBOUND, header, &data)?;
             }
             What::Ended { kind } => {
-                self.commands.retain(|(driver, _)| *driver != source.driver);
-                self.comment(source, format!("the driver was ended before this: {kind}"))?;
+                self.commands.retain(|(driver, _), _| *driver != source.driver);
+                self.comment(source, &format!("the driver was ended before this: {kind}"));
                 return Ok(false);
             }
             What::Replaced => {
-                self.comment(source, "a successor has taken its place".to_string())?;
+                self.comment(source, "a successor has taken its place");
                 return Ok(false);
             }
             _ => return Ok(false),
@@ -211,8 +245,9 @@ impl<W: Write> Sink for Pcapng<W> {
     }
 
     fn lost(&mut self, source: &Source, _: u64, count: u64) -> Result<()> {
-        self.commands.retain(|(driver, _)| *driver != source.driver);
-        self.comment(source, format!("{count} events are missing before this"))
+        self.commands.retain(|(driver, _), _| *driver != source.driver);
+        self.comment(source, &format!("{count} events are missing before this"));
+        Ok(())
     }
 
     fn flush(&mut self) -> Result<()> {

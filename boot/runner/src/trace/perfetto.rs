@@ -1,7 +1,7 @@
 //! A trace in Perfetto's own format, a protocol buffer (perfetto.dev, "Trace packet reference"): a
 //! track for each driver with its upcalls, one for the kernel with the services that it carries out
-//! for them, arrows from an upcall through the services that it calls, and a counter of the frames
-//! and requests that each driver has in hand.
+//! for them (more while drivers sleep in services), arrows from an upcall through the services that
+//! it calls, and a counter of the frames and requests that each driver has in hand.
 
 use super::{Sink, Source, Traced, What};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,11 +46,8 @@ const SLICE_END: u64 = 2;
 const INSTANT: u64 = 3;
 const COUNT: u64 = 4;
 
-/// The process that all tracks belong to, and the tracks.
+/// The process that all tracks belong to.
 const PROCESS: u64 = 1;
-const KERNEL: u64 = 2;
-/// The first track of a driver; its counter is the next one.
-const FIRST_DRIVER: u64 = 16;
 /// The only sequence of packets, and the flag of its first one.
 const SEQUENCE: u64 = 1;
 const CLEARED: u64 = 1;
@@ -98,6 +95,7 @@ impl Message {
 
 /// State of a driver in the trace.
 struct Driver {
+    /// Its track. The one of its counter is the next one.
     track: u64,
     /// The flow from the upcall that is under way, if one is.
     upcall: Option<u64>,
@@ -108,19 +106,25 @@ struct Driver {
 /// A trace that is written.
 pub struct Perfetto<W> {
     to: W,
+    /// The number of the last track.
+    last_track: u64,
+    /// The kernel's tracks, each with the end of its last service. There is more than one if a
+    /// driver sleeps in a service and others call services meanwhile: services on a track do not
+    /// overlap.
+    kernel: Vec<(u64, u64)>,
     drivers: BTreeMap<String, Driver>,
     next_flow: u64,
     is_first: bool,
 }
 
 impl<W: Write> Perfetto<W> {
-    /// Begins a trace with the kernel's track.
+    /// Begins a trace.
     pub fn new(to: W) -> Result<Perfetto<W>> {
-        let mut trace = Perfetto { to, drivers: BTreeMap::new(), next_flow: 1, is_first: true };
+        let (kernel, drivers) = (Vec::new(), BTreeMap::new());
+        let mut trace = Perfetto { to, last_track: PROCESS, kernel, drivers, next_flow: 1, is_first: true };
         let process = Message::default().number(field::PID, PROCESS).text(field::PROCESS_NAME, "Ringfence");
         let descriptor = Message::default().number(field::UUID, PROCESS).message(field::PROCESS, process);
         trace.packet(Message::default().message(field::DESCRIPTOR, descriptor))?;
-        trace.thread(KERNEL, "kernel: services")?;
         Ok(trace)
     }
 
@@ -130,13 +134,29 @@ impl<W: Write> Perfetto<W> {
         self.to.write_all(&Message::default().message(field::PACKET, packet).0)
     }
 
-    /// Declares a track.
-    fn thread(&mut self, track: u64, name: &str) -> Result<()> {
+    /// Declares a track, and returns its number.
+    fn thread(&mut self, name: &str) -> Result<u64> {
+        self.last_track += 1;
+        let track = self.last_track;
         let thread =
             Message::default().number(field::PID, PROCESS).number(field::TID, track).text(field::THREAD_NAME, name);
         let descriptor = Message::default().number(field::UUID, track).number(field::PARENT, PROCESS);
         let descriptor = descriptor.text(field::NAME, name).message(field::THREAD, thread);
-        self.packet(Message::default().message(field::DESCRIPTOR, descriptor))
+        self.packet(Message::default().message(field::DESCRIPTOR, descriptor))?;
+        Ok(track)
+    }
+
+    /// Returns the kernel's track for a service.
+    fn kernel_track(&mut self, began: u64, ended: u64) -> Result<u64> {
+        if let Some((track, end)) = self.kernel.iter_mut().find(|(_, end)| *end <= began) {
+            *end = ended;
+            return Ok(*track);
+        }
+        let number = self.kernel.len() + 1;
+        let number = if number == 1 { String::new() } else { format!(" {number}") };
+        let track = self.thread(&format!("kernel: services{number}"))?;
+        self.kernel.push((track, ended));
+        Ok(track)
     }
 
     /// Declares the tracks of a driver that was not seen before.
@@ -144,9 +164,9 @@ impl<W: Write> Perfetto<W> {
         if self.drivers.contains_key(name) {
             return Ok(());
         }
-        let track = FIRST_DRIVER + 2 * self.drivers.len() as u64;
-        self.thread(track, name)?;
-        let counter = Message::default().number(field::UUID, track + 1).number(field::PARENT, PROCESS);
+        let track = self.thread(name)?;
+        self.last_track += 1;
+        let counter = Message::default().number(field::UUID, self.last_track).number(field::PARENT, PROCESS);
         let counter = counter.text(field::NAME, &format!("{name}: in hand"));
         let counter = counter.message(field::COUNTER, Message::default());
         self.packet(Message::default().message(field::DESCRIPTOR, counter))?;
@@ -237,8 +257,10 @@ impl<W: Write> Perfetto<W> {
                 if let Some(flow) = driver.upcall {
                     rest = rest.fixed(field::FLOW, flow);
                 }
-                self.event(at_ns.saturating_sub(*took_ns), KERNEL, SLICE_BEGIN, rest)?;
-                self.event(at_ns, KERNEL, SLICE_END, Message::default())
+                let began = at_ns.saturating_sub(*took_ns);
+                let track = self.kernel_track(began, at_ns)?;
+                self.event(began, track, SLICE_BEGIN, rest)?;
+                self.event(at_ns, track, SLICE_END, Message::default())
             }
             What::Given { number, words, .. } => {
                 driver.in_hand.insert(*number);

@@ -91,7 +91,7 @@ impl Class for Filesystems {
         request::content_words(content)
     }
 
-    fn result_words(&self, result: u32) -> String {
+    fn result_words(&self, result: u32, _: &[u8]) -> String {
         request::result_words(result).to_string()
     }
 

@@ -4,7 +4,7 @@
 use super::queues::{Queues, Scsi};
 use super::{HOSTS, Host, host_of, queues, scan};
 use alloc::boxed::Box;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 use host::domain::offer::{Class, Offer};
@@ -60,8 +60,8 @@ impl Class for Hosts {
         queues::content_words(content)
     }
 
-    fn result_words(&self, result: u32) -> String {
-        queues::result_words(result).to_string()
+    fn result_words(&self, result: u32, detail: &[u8]) -> String {
+        queues::result_words(result, detail)
     }
 
     /// Adds the host, and searches for its units.

@@ -12,7 +12,8 @@ use ringfence_abi::scsi::{
 };
 use ringfence_abi::upcall::Reply;
 use ringfence_core::cdb::{self, Cdb};
-use ringfence_core::passed::{self, Content};
+use ringfence_core::passed::{self, Content, Detail};
+use ringfence_core::sense::Sense;
 
 /// The protocol of requests for logical units.
 pub struct Scsi;
@@ -77,9 +78,9 @@ pub fn content_words(content: &Content) -> String {
     format!("{what}, to {}:{}", asked.target, asked.lun)
 }
 
-/// Describes the result of a request for a trace.
-pub fn result_words(result: u32) -> &'static str {
-    match (result >> 8, result & 0xff) {
+/// Describes the result of a request, and its sense data, for a trace.
+pub fn result_words(result: u32, sense: &[u8]) -> String {
+    let words = match (result >> 8, result & 0xff) {
         (HOST_OK, 0x00) => "GOOD",
         (HOST_OK, 0x02) => "CHECK CONDITION",
         (HOST_OK, 0x08) => "BUSY",
@@ -89,7 +90,8 @@ pub fn result_words(result: u32) -> &'static str {
         (HOST_RESET, _) => "reset",
         (HOST_ABORTED, _) => "aborted",
         _ => "the adapter failed",
-    }
+    };
+    Sense::parse(sense).map_or(words.to_string(), |sense| format!("{words}: {sense}"))
 }
 
 impl Rings for Scsi {
@@ -155,6 +157,13 @@ impl Protocol for Scsi {
         let (host, status) = scsi::read_host_and_status(memory, number);
         // A code that is too long stays a wrong code.
         host.min(0xff_ffff) << 8 | status.min(0xff)
+    }
+
+    /// The sense data.
+    fn detail(memory: &impl Words, number: usize) -> Detail {
+        let outcome = read_outcome(memory, number);
+        let sense = outcome.as_ref().and_then(|outcome| outcome.sense.get(..outcome.sense_len as usize));
+        Detail::new(sense.unwrap_or_default())
     }
 
     fn news_came() {

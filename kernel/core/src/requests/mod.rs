@@ -8,7 +8,7 @@
 //! **This side believes only its own account.** A number that was not lent, or that the driver has
 //! not taken yet, is [`Wrong`].
 
-use crate::passed::{self, Content, Moved, Passed, Seen, Side};
+use crate::passed::{self, Content, Detail, Moved, Passed, Seen, Side};
 use alloc::vec::Vec;
 use core::task::Waker;
 use ringfence_abi::queue::{Complete, Consumer, Lie, Place, Producer, Rings, Submit, Words};
@@ -109,6 +109,13 @@ pub trait Protocol: Rings + Send + Sized + 'static {
 
     /// Returns a number for the outcome of request `number`, for a trace: 0 for success.
     fn result(memory: &impl Words, number: usize) -> u32;
+
+    /// Returns what else the driver says about the outcome of request `number`, which failed, for a
+    /// trace.
+    fn detail(memory: &impl Words, number: usize) -> Detail {
+        let _ = (memory, number);
+        Detail::new(&[])
+    }
 
     /// Called when a driver has reported news.
     fn news_came() {}
@@ -346,7 +353,9 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
                 for position in ahead {
                     let place = Consumer::<Complete<P>>::entry(queues, position) as usize;
                     if let Some(number) = sent_at(place) {
-                        note(&Passed::Done { number, place, result: P::result(queues, place) });
+                        let result = P::result(queues, place);
+                        let detail = if result == 0 { Detail::new(&[]) } else { P::detail(queues, place) };
+                        note(&Passed::Done { number, place, result, detail: detail.bytes() });
                     }
                 }
             }

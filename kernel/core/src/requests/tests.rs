@@ -95,6 +95,10 @@ impl Protocol for Numbers {
     fn result(memory: &impl Words, number: usize) -> u32 {
         memory.load(COMPLETE.end() + NUMBERS + number) as u32
     }
+
+    fn detail(_: &impl Words, number: usize) -> Detail {
+        Detail::new(&[number as u8])
+    }
 }
 
 /// The kernel's account, and the driver's end of the queues.
@@ -158,7 +162,11 @@ fn a_trace_sees_each_request_once_on_each_side() {
             Passed::Given { number, place, len_bytes, content: Content::Request(request) } => {
                 seen.push(Passed::Given { number, place, len_bytes, content: Content::Request(request) });
             }
-            Passed::Done { number, place, result } => seen.push(Passed::Done { number, place, result }),
+            Passed::Done { number, place, result, detail } => {
+                let said = if result == 0 { Vec::new() } else { [number as u8].into() };
+                assert_eq!(detail, said);
+                seen.push(Passed::Done { number, place, result, detail: &[] });
+            }
             other => panic!("{other:?}"),
         });
         seen
@@ -178,7 +186,7 @@ fn a_trace_sees_each_request_once_on_each_side() {
     // Lies: a request that the driver does not have, and an outcome that cannot be true.
     pair.complete(REQUESTS - 1, 0);
     pair.complete(NUMBERS, 0);
-    assert_eq!(passed(&mut pair, Side::Driver), [Passed::Done { number: 1, place: 1, result: 5 }]);
+    assert_eq!(passed(&mut pair, Side::Driver), [Passed::Done { number: 1, place: 1, result: 5, detail: &[] }]);
     assert_eq!(passed(&mut pair, Side::Driver), []);
     assert!(pair.account.collect().is_err());
 }

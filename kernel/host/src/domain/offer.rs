@@ -94,9 +94,9 @@ pub trait Class: Sync {
     /// Describes the content of a frame or request, for a person, as far as a trace has kept it.
     fn content_words(&self, content: &Content) -> String;
 
-    /// Describes a driver's result for it, for a person.
-    fn result_words(&self, result: u32) -> String {
-        let _ = result;
+    /// Describes a driver's result for it, and what else it says about a failure, for a person.
+    fn result_words(&self, result: u32, detail: &[u8]) -> String {
+        let _ = (result, detail);
         String::new()
     }
 

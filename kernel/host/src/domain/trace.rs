@@ -20,7 +20,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use hw::arch::{time, watch};
 use hw::space::lifted;
 use hw::{console, memory};
@@ -72,6 +72,8 @@ pub enum What {
         number: u64,
         /// The driver's result for it.
         result: u32,
+        /// What else the driver says about a failure.
+        detail: Span,
     },
     /// The driver has received a frame.
     Received {
@@ -209,7 +211,8 @@ pub struct Trace {
     /// The driver's name. A successor has the same name.
     pub name: String,
     watched: Option<Extent>,
-    frame_bytes: usize,
+    /// The most bytes of one frame that it keeps.
+    frame_bytes: AtomicUsize,
     /// The registers that are watched.
     registers: Mutex<Option<Registers>>,
     is_on: AtomicBool,
@@ -335,8 +338,8 @@ impl Kept {
             Passed::Given { number, len_bytes, content: Content::Request(request), .. } if self.times.is_none() => {
                 self.record.add(now, What::Given { number, len_bytes, content: KeptContent::Request(request) });
             }
-            Passed::Done { number, result, .. } if self.times.is_none() => {
-                self.record.add(now, What::Done { number, result });
+            Passed::Done { number, result: 0, .. } if self.times.is_none() => {
+                self.record.add(now, What::Done { number, result: 0, detail: Span::default() });
             }
             _ => self.pass_any(now, passed),
         }
@@ -358,8 +361,9 @@ impl Kept {
                 };
                 self.record.add(now, What::Given { number, len_bytes, content });
             }
-            Passed::Done { number, place, result } => {
-                self.record.add(now, What::Done { number, result });
+            Passed::Done { number, place, result, detail } => {
+                let detail = self.bytes.keep(detail);
+                self.record.add(now, What::Done { number, result, detail });
                 if let Some(times) = &mut self.times
                     && let Some(given) = times.given.get_mut(place).filter(|given| **given > 0)
                 {
@@ -384,6 +388,11 @@ impl Trace {
     /// Returns the data that it has kept. The driver must not run as long as the caller has them.
     pub fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock()
+    }
+
+    /// Has it keep so many bytes of a frame from now on.
+    pub fn keep_frames(&self, most_bytes: usize) {
+        self.frame_bytes.store(most_bytes, Ordering::Relaxed);
     }
 
     /// Returns the registers that are watched.
@@ -424,7 +433,7 @@ pub fn begin(name: &str, wish: &Wish) -> Result<Arc<Trace>, NotBegun> {
     let trace = Arc::new(Trace {
         name: name.into(),
         watched: wish.watched,
-        frame_bytes: wish.frame_bytes,
+        frame_bytes: AtomicUsize::new(wish.frame_bytes),
         registers: Mutex::new(wish.registers),
         is_on: AtomicBool::new(true),
         kept: Mutex::new(kept.ok_or(NotBegun::NoMemory)?),
@@ -600,7 +609,7 @@ fn kept_with_passed<'a>(
     let trace = trace.as_deref().filter(|trace| trace.is_on())?;
     let (mut kept, now) = (trace.kept(), time::tsc());
     if let Some(offer) = offer {
-        offer.passed(side, trace.frame_bytes, &mut |passed| kept.pass(now, passed));
+        offer.passed(side, trace.frame_bytes.load(Ordering::Relaxed), &mut |passed| kept.pass(now, passed));
     }
     Some((kept, now))
 }

@@ -1,5 +1,6 @@
 //! Drivers under gdb: the real one, connected to the stub in the kernel.
 
+use crate::segments::are_built;
 use ringfence::machine::Running;
 use ringfence::session::Session;
 use ringfence_abi::layout::{STUBS, slot_base};
@@ -492,6 +493,39 @@ fn what_vs_code_says_to_gdb_connects_it() {
     leave(running);
 }
 
+/// Returns what gdb says about a core file.
+fn gdb_with_core(file: &str, commands: &[&str]) -> String {
+    let mut gdb = Command::new(runner());
+    gdb.args(["gdb", "--core", file, "--", "-nx", "-batch", "-ex", "set width 0"]);
+    commands.iter().for_each(|command| _ = gdb.args(["-ex", command]));
+    String::from_utf8_lossy(&gdb.output().unwrap().stdout).into_owned()
+}
+
+/// A core file of 32-bit code is one of that class: a fault in its own code, and one in a service.
+#[test]
+fn a_core_file_shows_a_driver_of_32_bit_code() {
+    if !are_built() {
+        return;
+    }
+    let script = "insmod rogue-segment; tell rogue-segment pop-null-ss; rmmod rogue-segment; \
+                  insmod rogue-nic.32; tell rogue-nic panic-at 0x430000 16; rmmod rogue-nic; \
+                  faults 1 --core narrow-fault; faults 2 --core narrow-panic";
+    let mut machine = machine(script);
+    machine.contents.autoload = false;
+    boot_badly(&machine, 2);
+    let said = gdb_with_core("narrow-fault", &["backtrace", "x/i $pc", "info registers", "x/x $esp"]);
+    assert_says(&said, "Program terminated with signal SIGSEGV");
+    assert_says(&said, "drivers/rogue-segment/rogue-segment.c:");
+    assert_says(&said, "pop    %ss");
+    assert!(!said.contains("rip") && said.contains("eip"), "{said}");
+    // The word that it takes for a selector is on its stack.
+    let words: Vec<&str> = said.lines().filter(|line| line.ends_with("0x00000000") && line.starts_with("0x")).collect();
+    assert_eq!(words.len(), 1, "{said}");
+    let said = gdb_with_core("narrow-panic", &["backtrace"]);
+    assert_says(&said, "Program terminated with signal SIGABRT");
+    assert_says(&said, "rf_rogue_nic::");
+}
+
 /// The registers, the memory and the source line of a driver that is long gone: a fault in its own
 /// code, and one in a service.
 #[test]
@@ -507,13 +541,7 @@ fn a_core_file_shows_a_driver_that_is_gone() {
     ] {
         assert_says(&text, &format!("error: {error}"));
     }
-    let gdb = |file: &str, commands: &[&str]| {
-        let mut gdb = Command::new(runner());
-        gdb.args(["gdb", "--core", file, "--", "-nx", "-batch", "-ex", "set width 0"]);
-        commands.iter().for_each(|command| _ = gdb.args(["-ex", command]));
-        String::from_utf8_lossy(&gdb.output().unwrap().stdout).into_owned()
-    };
-    let said = gdb("test-wild", &["backtrace", "x/i $pc", "p/x $rdi"]);
+    let said = gdb_with_core("test-wild", &["backtrace", "x/i $pc", "p/x $rdi"]);
     assert_says(&said, "Program terminated with signal SIGSEGV");
     assert_says(&said, "#0  rf_rogue::attacks::write (address=");
     assert_says(&said, "at drivers/rogue/src/attacks.rs:");
@@ -521,7 +549,7 @@ fn a_core_file_shows_a_driver_that_is_gone() {
     assert_says(&said, "rf_rogue::{impl#0}::command");
     assert_says(&said, "movq   $0x41,(%rdi)");
     assert_says(&said, "= 0xffffffff8");
-    let said = gdb("test-panic", &["backtrace"]);
+    let said = gdb_with_core("test-panic", &["backtrace"]);
     assert_says(&said, "Program terminated with signal SIGABRT");
     assert_says(&said, "rf_rogue::{impl#0}::command");
     let none = Command::new(runner()).args(["gdb", "--core", "no-such-core"]).output().unwrap();

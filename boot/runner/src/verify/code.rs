@@ -4,6 +4,7 @@
 use crate::check;
 use anyhow::Result;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use ringfence_abi::layout::{IMAGE, STUBS};
 use ringfence_abi::manifest::{DomainKind, Kind};
 use ringfence_abi::service::SERVICES;
 use ringfence_core::evidence::report::Static;
@@ -23,7 +24,7 @@ pub fn look_at(file: &Path, debug: &Path, module: &Module) -> Result<Static> {
         used: module.manifest.uses().is_ok_and(|uses| uses != Kind::Other),
     };
     let unexpected = services.iter().filter(|service| !needs.expect(service)).cloned().collect();
-    let stack = Code::new(module).and_then(|code| code.bound(module.entry));
+    let stack = Code::new(module).bound(module.entry);
     Ok(Static {
         refusals,
         privileged: check::privileged(module).len() as u64,
@@ -62,8 +63,10 @@ impl Needs {
 /// A function's need of stack, or the reason why it is not known.
 type Bound = std::result::Result<u64, String>;
 
-/// A module's instructions, by their offset in the image.
+/// A module's instructions, by their offset in the image. Those of a segmented module are by their
+/// address, as it calls stubs of services by theirs.
 struct Code {
+    kind: DomainKind,
     instructions: BTreeMap<u64, Instruction>,
     /// Targets of the words that the loader writes, by the place of the word.
     pointers: HashMap<u64, Value>,
@@ -75,22 +78,39 @@ const GATE_BYTES: u64 = 64;
 const ALIGNMENT: i64 = 63;
 
 impl Code {
-    fn new(module: &Module) -> std::result::Result<Code, String> {
-        if module.domain == DomainKind::Segmented {
-            return Err("it is not computed for 32-bit code".into());
-        }
-        let mut instructions = BTreeMap::new();
-        for segment in module.segments.iter().filter(|segment| segment.executable) {
-            let decoder = Decoder::with_ip(64, segment.bytes, segment.start, DecoderOptions::NONE);
-            instructions.extend(decoder.into_iter().map(|instruction| (instruction.ip(), instruction)));
-        }
+    fn new(module: &Module) -> Code {
+        let executable = module.segments.iter().filter(|segment| segment.executable);
         let pointers = module.relocations.iter().map(|relocation| (relocation.at, relocation.value)).collect();
-        Ok(Code { instructions, pointers })
+        Code::of(module.domain, executable.map(|segment| (segment.start, segment.bytes)), pointers)
     }
 
-    /// Returns the most bytes of stack that the function at `entry` needs, with its callees.
+    /// Decodes segments of the image: the offset of each, and its bytes.
+    fn of<'a>(
+        kind: DomainKind,
+        segments: impl Iterator<Item = (u64, &'a [u8])>,
+        pointers: HashMap<u64, Value>,
+    ) -> Code {
+        let mut instructions = BTreeMap::new();
+        let (bits, base) = if kind == DomainKind::Segmented { (32, IMAGE) } else { (64, 0) };
+        for (start, bytes) in segments {
+            let decoder = Decoder::with_ip(bits, bytes, base + start, DecoderOptions::NONE);
+            instructions.extend(decoder.into_iter().map(|instruction| (instruction.ip(), instruction)));
+        }
+        Code { kind, instructions, pointers }
+    }
+
+    /// Returns the stack pointer, the frame pointer, and the bytes that a call pushes.
+    fn registers(&self) -> (Register, Register, i64) {
+        match self.kind {
+            DomainKind::Paged => (Register::RSP, Register::RBP, 8),
+            DomainKind::Segmented => (Register::ESP, Register::EBP, 4),
+        }
+    }
+
+    /// Returns the most bytes of stack that the function at offset `entry` needs, with its callees.
     fn bound(&self, entry: u64) -> Bound {
-        self.function(entry, &mut BTreeMap::new(), &mut BTreeSet::new())
+        let base = if self.kind == DomainKind::Segmented { IMAGE } else { 0 };
+        self.function(base + entry, &mut BTreeMap::new(), &mut BTreeSet::new())
     }
 
     fn function(&self, entry: u64, known: &mut BTreeMap<u64, u64>, within: &mut BTreeSet<u64>) -> Bound {
@@ -121,13 +141,17 @@ impl Code {
                 FlowControl::ConditionalBranch => {
                     open.extend([(next, after), (instruction.near_branch_target(), after)]);
                 }
+                // A tail call.
+                FlowControl::UnconditionalBranch if self.is_stub(instruction.near_branch_target()) => {
+                    most = most.max(depth + GATE_BYTES as i64);
+                }
                 FlowControl::UnconditionalBranch => open.push((instruction.near_branch_target(), after)),
                 FlowControl::Call | FlowControl::IndirectCall => {
                     let callee = match self.callee(instruction)? {
                         Callee::Function(callee) => self.function(callee, known, within)?,
                         Callee::Service => GATE_BYTES,
                     };
-                    most = most.max(depth + 8 + callee as i64);
+                    most = most.max(depth + self.registers().2 + callee as i64);
                     open.push((next, depth));
                 }
                 FlowControl::IndirectBranch => match self.callee(instruction)? {
@@ -150,9 +174,10 @@ impl Code {
     /// Returns the depth of the stack behind an instruction.
     fn after(&self, instruction: &Instruction, depth: i64) -> std::result::Result<i64, String> {
         let at = instruction.ip();
+        let (stack, frame, _) = self.registers();
         let is_stack = instruction.op_count() > 0
             && instruction.op0_kind() == OpKind::Register
-            && instruction.op0_register() == Register::RSP;
+            && instruction.op0_register() == stack;
         let is_write = !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push);
         if is_stack && is_write {
             let has_number = instruction.op_count() > 1 && instruction.try_immediate(1).is_ok();
@@ -160,14 +185,12 @@ impl Code {
                 Mnemonic::Sub if has_number => Ok(depth + instruction.immediate(1) as i64),
                 Mnemonic::Add if has_number => Ok(depth - instruction.immediate(1) as i64),
                 Mnemonic::And if has_number => Ok(depth + ALIGNMENT),
-                Mnemonic::Lea
-                    if instruction.memory_base() == Register::RSP && instruction.memory_index() == Register::None =>
-                {
-                    Ok(depth - instruction.memory_displacement64() as i64)
+                Mnemonic::Lea if instruction.memory_base() == stack && instruction.memory_index() == Register::None => {
+                    Ok(depth - i64::from(instruction.memory_displacement32() as i32))
                 }
                 // Back to where a frame begins; it is not deeper.
                 Mnemonic::Lea | Mnemonic::Mov
-                    if instruction.op1_register() == Register::RBP || instruction.memory_base() == Register::RBP =>
+                    if instruction.op1_register() == frame || instruction.memory_base() == frame =>
                 {
                     Ok(0)
                 }
@@ -181,9 +204,15 @@ impl Code {
         }
     }
 
+    /// Returns whether an address is that of a stub. Other modules reach stubs by pointers only.
+    fn is_stub(&self, address: u64) -> bool {
+        self.kind == DomainKind::Segmented && (STUBS..IMAGE).contains(&address)
+    }
+
     fn callee(&self, instruction: &Instruction) -> std::result::Result<Callee, String> {
-        if instruction.op0_kind() == OpKind::NearBranch64 {
-            return Ok(Callee::Function(instruction.near_branch_target()));
+        if matches!(instruction.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32) {
+            let target = instruction.near_branch_target();
+            return Ok(if self.is_stub(target) { Callee::Service } else { Callee::Function(target) });
         }
         let at = instruction.ip();
         let pointer = instruction.is_ip_rel_memory_operand().then(|| instruction.ip_rel_memory_address());
@@ -205,10 +234,11 @@ mod tests {
     use super::*;
 
     fn code(parts: &[&[u8]], pointers: &[(u64, Value)]) -> Code {
-        let bytes = parts.concat();
-        let decoder = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE);
-        let instructions = decoder.into_iter().map(|instruction| (instruction.ip(), instruction)).collect();
-        Code { instructions, pointers: pointers.iter().copied().collect() }
+        Code::of(DomainKind::Paged, [(0, &*parts.concat())].into_iter(), pointers.iter().copied().collect())
+    }
+
+    fn narrow(parts: &[&[u8]]) -> Bound {
+        Code::of(DomainKind::Segmented, [(0x1000, &*parts.concat())].into_iter(), HashMap::new()).bound(0x1000)
     }
 
     /// sub rsp, 0x20; call the function behind; add rsp, 0x20; ret.
@@ -223,6 +253,22 @@ mod tests {
         assert_eq!(code(&[PUSHES], &[]).bound(0), Ok(8));
         assert_eq!(code(&[CALLS, PUSHES], &[]).bound(0), Ok(0x20 + 8 + 8));
         assert_eq!(code(&[BRANCHES], &[]).bound(0), Ok(16));
+    }
+
+    #[test]
+    fn the_bound_of_32_bit_code_is_in_its_own_words() {
+        // sub esp, 0x20; call the function behind; lea esp, [esp + 0x20]; ret.
+        let calls = b"\x83\xec\x20\xe8\x05\x00\x00\x00\x8d\x64\x24\x20\xc3";
+        assert_eq!(narrow(&[PUSHES]), Ok(4));
+        assert_eq!(narrow(&[calls, PUSHES]), Ok(0x20 + 4 + 4));
+        // push ebp; mov ebp, esp; and esp, -16; push eax; lea esp, [ebp - 4]; leave; ret.
+        let aligns = b"\x55\x89\xe5\x83\xe4\xf0\x50\x8d\x65\xfc\xc9\xc3";
+        assert_eq!(narrow(&[aligns]), Ok(4 + ALIGNMENT as u64 + 4));
+        // A call of the first stub; ret.
+        let distance = (STUBS as u32).wrapping_sub(IMAGE as u32 + 0x1000 + 5);
+        assert_eq!(narrow(&[b"\xe8", &distance.to_le_bytes(), b"\xc3"]), Ok(4 + GATE_BYTES));
+        // mov esp, eax.
+        assert_eq!(narrow(&[b"\x89\xc4\xc3"]), Err("the stack is moved at 0x431000".into()));
     }
 
     #[test]

@@ -12,10 +12,15 @@ use hw::arch::Caller;
 use hw::arch::frame::TrapFrame;
 use hw::memory;
 use ringfence_abi::layout::{HEAP, IMAGE, MAILBOX, PAGE_SIZE, STACK_TOP};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_core::elf_core::Core;
 use ringfence_core::extent::Extent;
 use ringfence_core::vector::{DEBUG, DIVIDE_ERROR, INVALID_OPCODE};
 
+/// The signal of a program that gives up.
+const ABORT: u8 = 6;
+/// The part of an address in the slot that 32-bit code knows.
+const OWN: u64 = u32::MAX as u64;
 /// How many drivers' remains are kept.
 pub const KEPT: usize = 4;
 /// The most bytes of one driver's memory that are copied.
@@ -24,6 +29,7 @@ const MOST_BYTES: u64 = 512 << 10;
 /// The remains of a driver.
 #[derive(Debug)]
 pub struct Remains {
+    kind: DomainKind,
     frame: TrapFrame,
     signal: u8,
     /// The build, and the address of its image.
@@ -33,15 +39,16 @@ pub struct Remains {
 
 impl Remains {
     /// Copies the remains of `domain`. Returns `None` if there are no registers, as the driver was
-    /// not in the middle of an upcall, or no room; nor for 32-bit code.
+    /// not in the middle of an upcall, or no room. 32-bit code has addresses of its own.
     pub fn of(domain: &Domain, cause: Cause, site: Site) -> Option<Remains> {
-        if domain.is_segmented() {
-            return None;
-        }
+        let kind = domain.space.kind();
         let (frame, signal) = match site {
             Site::Trap(frame) => (*frame, signal(cause, frame.vector)),
+            // The registers that a gate keeps of 32-bit code.
+            Site::Gate(Caller { r12: rdi, rbp, rip, rsp, .. }) if kind == DomainKind::Segmented => {
+                (TrapFrame { rdi, rbp, rip, rsp, ..TrapFrame::default() }, ABORT)
+            }
             Site::Gate(Caller { r15, r14, r13, r12, rbp, rbx, rip, rsp }) => {
-                const ABORT: u8 = 6;
                 (TrapFrame { r15, r14, r13, r12, rbp, rbx, rip, rsp, ..TrapFrame::default() }, ABORT)
             }
             Site::Nowhere => return None,
@@ -80,8 +87,17 @@ impl Remains {
             }
         }
         pages.sort_by_key(|(start, _)| *start);
-        let note = format!("{}#{} {:#x}", domain.file.name, domain.file.build, base + IMAGE);
-        Some(Remains { frame, signal, note, memory: pages })
+        let mut image = base + IMAGE;
+        let mut frame = frame;
+        if kind == DomainKind::Segmented {
+            pages.iter_mut().for_each(|(start, _)| *start -= base);
+            (frame.rip, frame.rsp) = (frame.rip & OWN, frame.rsp & OWN);
+            frame = frame.narrowed();
+            // Its symbols are at the image's address already.
+            image = 0;
+        }
+        let note = format!("{}#{} {image:#x}", domain.file.name, domain.file.build);
+        Some(Remains { kind, frame, signal, note, memory: pages })
     }
 
     /// Returns the core file; `None` if there is no room for it.
@@ -91,7 +107,7 @@ impl Remains {
         }
         let TrapFrame { rip, rflags, .. } = self.frame;
         let (general, signal) = (self.frame.general(), self.signal);
-        Some(Core { general, rip, rflags, signal, note: &self.note, memory: &self.memory }.file())
+        Some(Core { kind: self.kind, general, rip, rflags, signal, note: &self.note, memory: &self.memory }.file())
     }
 }
 

@@ -48,6 +48,23 @@ impl<Q: HasQueues> Words for QueueMemory<Q> {
             unsafe { self.start.add(index).write_volatile(value) };
         }
     }
+
+    #[inline]
+    fn load_half(&self, index: usize) -> u32 {
+        if index >= Q::WORDS {
+            return 0;
+        }
+        // SAFETY: as above.
+        unsafe { self.start.add(index).cast::<u32>().read_volatile() }
+    }
+
+    #[inline]
+    fn store_half(&self, index: usize, value: u32) {
+        if index < Q::WORDS {
+            // SAFETY: as above.
+            unsafe { self.start.add(index).cast::<u32>().write_volatile(value) };
+        }
+    }
 }
 
 /// Returns the address of the mailbox page.

@@ -10,12 +10,27 @@ use core::marker::PhantomData;
 use core::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+/// The upper half of a word.
+const UPPER_HALF: u64 = !(u32::MAX as u64);
+
 /// Shared memory as 64-bit words.
 pub trait Words {
     /// Reads word `index`; an index outside the memory reads 0.
     fn load(&self, index: usize) -> u64;
     /// Writes word `index`; an index outside the memory is ignored.
     fn store(&self, index: usize, value: u64);
+
+    /// Reads the lower half of word `index`, as [`Words::load`] does.
+    #[inline]
+    fn load_half(&self, index: usize) -> u32 {
+        self.load(index) as u32
+    }
+
+    /// Writes the lower half of word `index`, as [`Words::store`] does.
+    #[inline]
+    fn store_half(&self, index: usize, value: u32) {
+        self.store(index, self.load(index) & UPPER_HALF | u64::from(value));
+    }
 
     /// Writes the whole words of `bytes`, from word `first` on. Words outside the memory are
     /// ignored, or else nothing is written.
@@ -125,34 +140,129 @@ pub struct Lie {
     pub own: u64,
 }
 
-/// The end that puts entries into a ring. Its positions do not wrap: no machine puts 2^64 entries.
-pub struct Producer<R> {
-    put: u64,
-    taken: u64,
+/// A position, as an end keeps it: a count of entries.
+///
+/// In shared memory it has 64 bits and does not wrap: no machine puts 2^64 entries. 32-bit code
+/// keeps the lower half, as it needs two instructions and more for a word of 64 bits. **The kernel
+/// keeps all of it, so that a lie is seen.**
+pub trait Count: Copy + PartialEq {
+    /// The position of an empty ring.
+    const ZERO: Self;
+
+    /// Reads the position in word `index`.
+    fn load(words: &impl Words, index: usize) -> Self;
+
+    /// Writes this position to word `index`, which has the position before it.
+    fn store(self, words: &impl Words, index: usize);
+
+    /// Returns the next position.
+    fn next(self) -> Self;
+
+    /// Returns how far this position is ahead of an earlier one. A later one gives more than any
+    /// ring has.
+    fn ahead_of(self, earlier: Self) -> u64;
+
+    /// Returns the position as far as it is kept.
+    fn whole(self) -> u64;
+}
+
+impl Count for u64 {
+    const ZERO: u64 = 0;
+
+    #[inline]
+    fn load(words: &impl Words, index: usize) -> u64 {
+        words.load(index)
+    }
+
+    #[inline]
+    fn store(self, words: &impl Words, index: usize) {
+        words.store(index, self);
+    }
+
+    #[inline]
+    fn next(self) -> u64 {
+        self.wrapping_add(1)
+    }
+
+    #[inline]
+    fn ahead_of(self, earlier: u64) -> u64 {
+        self.wrapping_sub(earlier)
+    }
+
+    #[inline]
+    fn whole(self) -> u64 {
+        self
+    }
+}
+
+impl Count for u32 {
+    const ZERO: u32 = 0;
+
+    #[inline]
+    fn load(words: &impl Words, index: usize) -> u32 {
+        words.load_half(index)
+    }
+
+    #[inline]
+    fn store(self, words: &impl Words, index: usize) {
+        if self == 0 {
+            let upper = words.load(index) & UPPER_HALF;
+            return words.store(index, upper.wrapping_add(1 << 32));
+        }
+        words.store_half(index, self);
+    }
+
+    #[inline]
+    fn next(self) -> u32 {
+        self.wrapping_add(1)
+    }
+
+    #[inline]
+    fn ahead_of(self, earlier: u32) -> u64 {
+        self.wrapping_sub(earlier).into()
+    }
+
+    #[inline]
+    fn whole(self) -> u64 {
+        self.into()
+    }
+}
+
+/// The count of this code's width.
+#[cfg(target_pointer_width = "64")]
+pub type Native = u64;
+/// The count of this code's width.
+#[cfg(target_pointer_width = "32")]
+pub type Native = u32;
+
+/// The end that puts entries into a ring.
+pub struct Producer<R, C = Native> {
+    put: C,
+    taken: C,
     ring: PhantomData<fn() -> R>,
 }
 
-impl<R: Ring> Producer<R> {
+impl<R: Ring, C: Count> Producer<R, C> {
     /// Makes the producer's end of an empty ring.
     #[allow(clippy::new_without_default, reason = "an end is made once, beside the memory of its ring")]
-    pub const fn new() -> Producer<R> {
-        Producer { put: 0, taken: 0, ring: PhantomData }
+    pub const fn new() -> Producer<R, C> {
+        Producer { put: C::ZERO, taken: C::ZERO, ring: PhantomData }
     }
 
     /// Returns how many more entries fit into the ring.
     #[inline]
     pub fn room(&mut self, words: &impl Words) -> Result<usize, Lie> {
-        let taken = words.load(R::PLACE.base + TAKEN);
-        if taken < self.taken || taken > self.put {
-            return Err(Lie { claimed: taken, own: self.put });
+        let taken = C::load(words, R::PLACE.base + TAKEN);
+        if taken.ahead_of(self.taken) > self.put.ahead_of(self.taken) {
+            return Err(Lie { claimed: taken.whole(), own: self.put.whole() });
         }
         self.taken = taken;
-        Ok(R::PLACE.capacity - (self.put - taken) as usize)
+        Ok(R::PLACE.capacity - self.put.ahead_of(taken) as usize)
     }
 
     /// Returns how many entries this end has put since the ring was made.
     pub fn position(&self) -> u64 {
-        self.put
+        self.put.whole()
     }
 
     /// Returns the entry that was put at `position`. **The other side can change it.**
@@ -163,59 +273,60 @@ impl<R: Ring> Producer<R> {
     /// Returns how many of this end's entries the other side has taken.
     pub fn taken(&mut self, words: &impl Words) -> Result<u64, Lie> {
         self.room(words)?;
-        Ok(self.taken)
+        Ok(self.taken.whole())
     }
 
     /// Puts `entry` into the ring; `Ok(false)` if the ring is full.
     #[inline]
     pub fn put(&mut self, words: &impl Words, entry: u64) -> Result<bool, Lie> {
         // Only read the other side's position (and its cache line) when the ring looks full.
-        if self.put.wrapping_sub(self.taken) as usize == R::PLACE.capacity && self.room(words)? == 0 {
+        if self.put.ahead_of(self.taken) as usize == R::PLACE.capacity && self.room(words)? == 0 {
             return Ok(false);
         }
-        words.store(R::PLACE.entry(self.put), entry);
-        self.put = self.put.wrapping_add(1);
-        words.store(R::PLACE.base + PUT, self.put);
+        words.store(R::PLACE.entry(self.put.whole()), entry);
+        self.put = self.put.next();
+        self.put.store(words, R::PLACE.base + PUT);
         Ok(true)
     }
 }
 
 /// The end that takes entries out of a ring.
-pub struct Consumer<R> {
-    taken: u64,
-    put: u64,
+pub struct Consumer<R, C = Native> {
+    taken: C,
+    put: C,
     ring: PhantomData<fn() -> R>,
 }
 
-impl<R: Ring> Consumer<R> {
+impl<R: Ring, C: Count> Consumer<R, C> {
     /// Makes the consumer's end of an empty ring.
     #[allow(clippy::new_without_default, reason = "an end is made once, beside the memory of its ring")]
-    pub const fn new() -> Consumer<R> {
-        Consumer { taken: 0, put: 0, ring: PhantomData }
+    pub const fn new() -> Consumer<R, C> {
+        Consumer { taken: C::ZERO, put: C::ZERO, ring: PhantomData }
     }
 
     /// Returns how many entries can be taken.
     #[inline]
     pub fn len(&mut self, words: &impl Words) -> Result<usize, Lie> {
-        let put = words.load(R::PLACE.base + PUT);
-        if put < self.put || put - self.taken > R::PLACE.capacity as u64 {
-            return Err(Lie { claimed: put, own: self.taken });
+        let put = C::load(words, R::PLACE.base + PUT);
+        let ahead = put.ahead_of(self.taken);
+        if ahead < self.put.ahead_of(self.taken) || ahead > R::PLACE.capacity as u64 {
+            return Err(Lie { claimed: put.whole(), own: self.taken.whole() });
         }
         self.put = put;
-        Ok((put - self.taken) as usize)
+        Ok(ahead as usize)
     }
 
     /// Returns how many entries the other side has put since the ring was made.
     pub fn put(&mut self, words: &impl Words) -> Result<u64, Lie> {
         self.len(words)?;
-        Ok(self.put)
+        Ok(self.put.whole())
     }
 
     /// Returns the positions of the entries that can be taken, from `position` on. There are none
     /// if the other side lies about its position.
     pub fn ahead(&mut self, words: &impl Words, position: u64) -> Range<u64> {
         let end = if self.len(words).is_ok() { self.put } else { self.taken };
-        position.max(self.taken)..end
+        position.max(self.taken.whole())..end.whole()
     }
 
     /// Returns the entry at `position`, and leaves it there. **The other side can change it until
@@ -230,9 +341,9 @@ impl<R: Ring> Consumer<R> {
         if self.taken == self.put && self.len(words)? == 0 {
             return Ok(None);
         }
-        let entry = words.load(R::PLACE.entry(self.taken));
-        self.taken = self.taken.wrapping_add(1);
-        words.store(R::PLACE.base + TAKEN, self.taken);
+        let entry = words.load(R::PLACE.entry(self.taken.whole()));
+        self.taken = self.taken.next();
+        self.taken.store(words, R::PLACE.base + TAKEN);
         Ok(Some(entry))
     }
 }
@@ -305,7 +416,66 @@ mod tests {
         assert_eq!(producer.room(&memory), Err(Lie { claimed: u64::MAX, own: 1 }));
     }
 
+    /// Ends that have put and taken `begin` entries.
+    fn ends_at<C: Count, D: Count>(
+        memory: &Memory,
+        begin: u64,
+        put: C,
+        taken: D,
+    ) -> (Producer<Tested, C>, Consumer<Tested, D>) {
+        [PUT, TAKEN].iter().for_each(|word| memory.store(PLACE.base + word, begin));
+        (Producer { put, taken: put, ring: PhantomData }, Consumer { taken, put: taken, ring: PhantomData })
+    }
+
+    #[test]
+    fn positions_in_memory_have_64_bits_whoever_writes_them() {
+        const BEGIN: u64 = (7 << 32) - 3;
+        let memory = Memory::new(PLACE.end());
+        let (mut producer, mut consumer) = ends_at(&memory, BEGIN, BEGIN as u32, BEGIN);
+        for entry in 0..20 {
+            assert_eq!(producer.put(&memory, entry), Ok(true));
+            assert_eq!(memory.load(PLACE.base + PUT), BEGIN + 1 + entry);
+            assert_eq!(consumer.take(&memory), Ok(Some(entry)));
+        }
+        let (mut producer, mut consumer) = ends_at(&memory, BEGIN, BEGIN, BEGIN as u32);
+        for entry in 0..20 {
+            assert_eq!(producer.put(&memory, entry), Ok(true));
+            assert_eq!(consumer.take(&memory), Ok(Some(entry)));
+            assert_eq!(memory.load(PLACE.base + TAKEN), BEGIN + 1 + entry);
+            assert_eq!(producer.room(&memory), Ok(8));
+        }
+    }
+
     proptest! {
+        /// Every entry that is put comes out, once and in order, whichever width the ends have, and
+        /// whenever the lower half of a position wraps.
+        #[test]
+        fn ends_of_different_widths_understand_each_other(
+            steps in proptest::collection::vec(any::<Option<u64>>(), 0..400),
+            before in 0_u64..300,
+        ) {
+            let begin = (3 << 32) - before;
+            let memories = [(); 2].map(|()| Memory::new(PLACE.end()));
+            let (mut narrow, mut wide) = ends_at(&memories[0], begin, begin as u32, begin);
+            let (mut wide_producer, mut narrow_consumer) = ends_at(&memories[1], begin, begin, begin as u32);
+            let mut model = VecDeque::new();
+            for step in steps {
+                match step {
+                    Some(entry) => {
+                        let fits = model.len() < PLACE.capacity;
+                        prop_assert_eq!(narrow.put(&memories[0], entry), Ok(fits));
+                        prop_assert_eq!(wide_producer.put(&memories[1], entry), Ok(fits));
+                        if fits { model.push_back(entry); }
+                    }
+                    None => {
+                        let oldest = model.pop_front();
+                        prop_assert_eq!(wide.take(&memories[0]), Ok(oldest));
+                        prop_assert_eq!(narrow_consumer.take(&memories[1]), Ok(oldest));
+                    }
+                }
+            }
+        }
+
         /// Every entry that is put comes out, once and in order.
         #[test]
         fn behaves_like_a_queue(steps in proptest::collection::vec(any::<Option<u64>>(), 0..400)) {

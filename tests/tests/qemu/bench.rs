@@ -61,10 +61,10 @@ const INSTRUCTIONS: [(&str, &str, Option<u64>, f64); 17] = [
     ("scsi/read4k/depth32", "paged", Some(32), 1558.0),
     ("call/gate", "segmented", None, 71.2),
     ("upcall", "segmented", None, 250.0),
-    ("nic/tx", "segmented", Some(1), 910.4),
-    ("nic/tx", "segmented", Some(32), 271.9),
-    ("nic/rx", "segmented", Some(1), 1243.6),
-    ("nic/rx", "segmented", Some(32), 523.8),
+    ("nic/tx", "segmented", Some(1), 844.0),
+    ("nic/tx", "segmented", Some(32), 254.0),
+    ("nic/rx", "segmented", Some(1), 1161.2),
+    ("nic/rx", "segmented", Some(32), 501.4),
     ("scsi/read4k/depth32", "segmented", Some(32), 1958.0),
 ];
 

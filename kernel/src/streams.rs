@@ -4,7 +4,7 @@
 //! trace drops its oldest events, and says how many. **A program that is gone asks no more, and its
 //! traces end.**
 
-use crate::traced::in_words;
+use crate::traced::{in_words, is_whole};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -176,28 +176,38 @@ impl Stream {
     /// Sends the trace for one more program, from now on, or for one that asks again. Returns the
     /// answer.
     async fn join(&mut self, program: Program) -> Result<&'static str, String> {
-        let answer = match self.programs.iter().position(|other| other.number == program.number) {
+        let place = self.programs.iter().position(|other| other.number == program.number);
+        if place.is_none() && self.programs.len() >= MOST_PROGRAMS {
+            return Err(format!("{MOST_PROGRAMS} programs trace {} already", self.trace.name));
+        }
+        let before = self.frame_bytes();
+        if place.is_none() || program.frame_bytes > before {
+            // The events of before are not for the program. Its frames may be longer, from now on.
+            self.trace.keep_frames(before.max(program.frame_bytes));
+            let sent = self.send_all().await;
+            self.keep_frames();
+            sent?;
+        }
+        let answer = match place {
             Some(place) => {
                 self.programs.remove(place);
                 GOES_ON
             }
-            None if self.programs.len() < MOST_PROGRAMS => {
-                // It is not for the program, whose frames may be longer.
-                self.send_all().await?;
-                BEGUN
-            }
-            None => return Err(format!("{MOST_PROGRAMS} programs trace {} already", self.trace.name)),
+            None => BEGUN,
         };
         self.programs.push(program);
         self.keep_frames();
         Ok(answer)
     }
 
-    /// Has the trace keep as much of a frame as a program wants.
+    /// Returns the bytes of a frame that programs want.
+    fn frame_bytes(&self) -> usize {
+        self.programs.iter().map(|program| program.frame_bytes).max().unwrap_or(0)
+    }
+
+    /// Has the trace keep as much of a frame as programs want.
     fn keep_frames(&self) {
-        if let Some(most) = self.programs.iter().map(|program| program.frame_bytes).max() {
-            self.trace.keep_frames(most);
-        }
+        self.trace.keep_frames(self.frame_bytes());
     }
 
     /// Sends all events that there are at the moment. Other tasks have their turn meanwhile.
@@ -228,9 +238,10 @@ impl Stream {
         let kept = self.trace.kept();
         let lost = kept.record.lost().saturating_sub(self.sent);
         let (driver, kind) = (self.trace.name.as_str().into(), kept.kind_name().into());
-        let mut piece = Piece { driver, kind, is_saved: self.is_saved, lost, events: Vec::new() };
+        let mut piece = Piece { driver, kind, is_saved: self.is_saved, lost, cut: 0, events: Vec::new() };
         let mut len_bytes = 0;
         for event in kept.record.after(self.sent) {
+            piece.cut += u64::from(!is_whole(&kept, &event.what));
             let what = in_words(&kept, &event.what);
             len_bytes += EVENT_BYTES + content_bytes(&what);
             piece.events.push(Traced { at_ns: time::uptime_ns_at(kept.record.began.saturating_add(event.at)), what });
@@ -255,11 +266,10 @@ fn content_bytes(what: &What) -> usize {
         What::Given { content: Content::Frame(frame), words, .. } | What::Received { frame, words, .. } => {
             frame.len() + words.len()
         }
-        What::Leave { words, .. } | What::Given { words, .. } | What::Done { words, .. } | What::Note { words } => {
-            words.len()
-        }
+        What::Done { detail, words, .. } => detail.len() + words.len(),
+        What::Leave { words, .. } | What::Given { words, .. } | What::Note { words } => words.len(),
         What::Access { register, words, place, .. } => register.len() + words.len() + place.len(),
-        What::Ended { kind } => kind.len(),
+        What::Ended { kind, words } => kind.len() + words.len(),
         What::Woken | What::Replaced => 0,
     }
 }

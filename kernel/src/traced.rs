@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use host::domain::calls::{WithText, service_name};
-use host::domain::cause::UpcallError;
+use host::domain::cause::{Cause, UpcallError};
 use host::domain::trace::{Kept, KeptContent, What};
 use hw::arch::time;
 use hw::console;
@@ -48,7 +48,7 @@ pub fn in_words<'a>(kept: &'a Kept, what: &What) -> told::What<'a> {
             let frame = kept.bytes.get(frame).unwrap_or_default().into();
             told::What::Received { number, len_bytes, frame, words: words.into() }
         }
-        What::Ended(kind) => told::What::Ended { kind: kind.into() },
+        What::Ended(kind, cause) => told::What::Ended { kind: kind.into(), words: ended_by(cause).into() },
         What::Replaced => told::What::Replaced,
         What::Access(rip, value) => {
             let value = value.map_or("?".to_string(), |value| format!("{value:#x}"));
@@ -79,6 +79,17 @@ pub fn in_words<'a>(kept: &'a Kept, what: &What) -> told::What<'a> {
     }
 }
 
+/// Returns whether the trace has kept the text or the content of an event.
+pub fn is_whole(kept: &Kept, what: &What) -> bool {
+    let span = match *what {
+        What::Enter(_, _, span) | What::Call(_, span, _) => span,
+        What::Given { content: KeptContent::Frame(span), .. } => span,
+        What::Received { frame: span, .. } | What::Done { detail: span, .. } => span,
+        _ => return true,
+    };
+    kept.bytes.get(span).is_some()
+}
+
 /// Returns a text that a trace has kept, if it is still there. There is none of a call whose text
 /// is empty or is not the driver's own: its address and length tell more.
 fn text(kept: &Kept, span: Span) -> Option<String> {
@@ -103,6 +114,17 @@ fn left_with(operation: u64, result: Result<u64, UpcallError>) -> String {
         Ok(reply) if operation == POLL => Reply::from_bits_truncate(reply).to_string(),
         Ok(value) => format!("{value:#x}"),
         Err(error) => error.to_string(),
+    }
+}
+
+/// Returns what a device has done that its driver was ended for, for a person; an empty text if it
+/// was ended for something else.
+fn ended_by(cause: Cause) -> String {
+    match cause {
+        Cause::Dma { address, writes, .. } => {
+            format!("its device {} {address:#x}", if writes { "writes" } else { "reads" })
+        }
+        _ => String::new(),
     }
 }
 

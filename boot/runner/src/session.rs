@@ -26,6 +26,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The same while a person decides when a driver goes on.
 const FOR_A_PERSON: Duration = Duration::from_secs(24 * 3600);
 
+/// The longest time from the end of a system's connections to that of its socket.
+const ENDING: Duration = Duration::from_secs(2);
+
 /// A connection to a running system.
 pub struct Session {
     /// The folder of the system's run.
@@ -123,6 +126,19 @@ impl Session {
     /// Returns the folder of the system's run.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Returns whether the system still runs after the connection has ended. A system that ends
+    /// takes connections for a moment longer.
+    pub fn is_left_behind(&self) -> bool {
+        let end = Instant::now() + ENDING;
+        while connect(&self.folder.join(crate::machine::SESSION)).is_ok() {
+            if Instant::now() > end {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
     }
 
     /// Returns the number by which the kernel knows this program.

@@ -1,10 +1,12 @@
 //! A single-producer single-consumer ring of 64-bit entries in memory that kernel and driver share.
 //!
-//! **Neither side trusts the other.** Each end keeps its own position in private memory, and reads
-//! only the other end's position from shared memory. A position that cannot be true is a [`Lie`],
-//! and no entry is taken then. The end that takes an entry must check its contents. The code is the
-//! same on both sides and never forms a reference to the shared memory: all access goes through
-//! [`Words`], which either side implements with volatile loads and stores.
+//! **The kernel does not trust the driver.** Each end keeps its own position in private memory, and
+//! reads only the other end's position from shared memory. A position that cannot be true is a
+//! [`Lie`], and no entry is taken then. A driver in 32-bit code looks at half of the kernel's
+//! position ([`Count`]), and could do nothing about a lie of the kernel. The end that takes an
+//! entry must check its contents. The code is the same on both sides and never forms a reference to
+//! the shared memory: all access goes through [`Words`], which either side implements with volatile
+//! loads and stores.
 
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -48,6 +50,12 @@ impl<W: Words + ?Sized> Words for &W {
     }
     fn store(&self, index: usize, value: u64) {
         (**self).store(index, value)
+    }
+    fn load_half(&self, index: usize) -> u32 {
+        (**self).load_half(index)
+    }
+    fn store_half(&self, index: usize, value: u32) {
+        (**self).store_half(index, value);
     }
     fn store_bytes(&self, first: usize, bytes: &[u8]) {
         (**self).store_bytes(first, bytes);
@@ -158,8 +166,8 @@ pub trait Count: Copy + PartialEq {
     /// Returns the next position.
     fn next(self) -> Self;
 
-    /// Returns how far this position is ahead of an earlier one. A later one gives more than any
-    /// ring has.
+    /// Returns how far this position is ahead of an earlier one. If it is behind by less than half
+    /// of all positions, that is more than any ring has.
     fn ahead_of(self, earlier: Self) -> u64;
 
     /// Returns the position as far as it is kept.
@@ -260,20 +268,9 @@ impl<R: Ring, C: Count> Producer<R, C> {
         Ok(R::PLACE.capacity - self.put.ahead_of(taken) as usize)
     }
 
-    /// Returns how many entries this end has put since the ring was made.
-    pub fn position(&self) -> u64 {
-        self.put.whole()
-    }
-
     /// Returns the entry that was put at `position`. **The other side can change it.**
     pub fn entry(words: &impl Words, position: u64) -> u64 {
         words.load(R::PLACE.entry(position))
-    }
-
-    /// Returns how many of this end's entries the other side has taken.
-    pub fn taken(&mut self, words: &impl Words) -> Result<u64, Lie> {
-        self.room(words)?;
-        Ok(self.taken.whole())
     }
 
     /// Puts `entry` into the ring; `Ok(false)` if the ring is full.
@@ -287,6 +284,20 @@ impl<R: Ring, C: Count> Producer<R, C> {
         self.put = self.put.next();
         self.put.store(words, R::PLACE.base + PUT);
         Ok(true)
+    }
+}
+
+// The kernel's end.
+impl<R: Ring> Producer<R, u64> {
+    /// Returns how many entries this end has put since the ring was made.
+    pub fn position(&self) -> u64 {
+        self.put
+    }
+
+    /// Returns how many of this end's entries the other side has taken.
+    pub fn taken(&mut self, words: &impl Words) -> Result<u64, Lie> {
+        self.room(words)?;
+        Ok(self.taken)
     }
 }
 
@@ -316,19 +327,6 @@ impl<R: Ring, C: Count> Consumer<R, C> {
         Ok(ahead as usize)
     }
 
-    /// Returns how many entries the other side has put since the ring was made.
-    pub fn put(&mut self, words: &impl Words) -> Result<u64, Lie> {
-        self.len(words)?;
-        Ok(self.put.whole())
-    }
-
-    /// Returns the positions of the entries that can be taken, from `position` on. There are none
-    /// if the other side lies about its position.
-    pub fn ahead(&mut self, words: &impl Words, position: u64) -> Range<u64> {
-        let end = if self.len(words).is_ok() { self.put } else { self.taken };
-        position.max(self.taken.whole())..end.whole()
-    }
-
     /// Returns the entry at `position`, and leaves it there. **The other side can change it until
     /// it is taken.**
     pub fn entry(words: &impl Words, position: u64) -> u64 {
@@ -345,6 +343,22 @@ impl<R: Ring, C: Count> Consumer<R, C> {
         self.taken = self.taken.next();
         self.taken.store(words, R::PLACE.base + TAKEN);
         Ok(Some(entry))
+    }
+}
+
+// The kernel's end.
+impl<R: Ring> Consumer<R, u64> {
+    /// Returns how many entries the other side has put since the ring was made.
+    pub fn put(&mut self, words: &impl Words) -> Result<u64, Lie> {
+        self.len(words)?;
+        Ok(self.put)
+    }
+
+    /// Returns the positions of the entries that can be taken, from `position` on. There are none
+    /// if the other side lies about its position.
+    pub fn ahead(&mut self, words: &impl Words, position: u64) -> Range<u64> {
+        let end = if self.len(words).is_ok() { self.put } else { self.taken };
+        position.max(self.taken)..end
     }
 }
 

@@ -62,7 +62,7 @@ pub enum What<'a> {
         program: u64,
         /// The driver's name.
         driver: Text<'a>,
-        /// The most bytes of a frame that are sent.
+        /// How many bytes of a frame are to be sent. Others may want more.
         frame_bytes: u32,
     },
     /// End the trace of a driver that a program has asked for, once all its events are sent. It

@@ -17,6 +17,9 @@ pub struct Piece<'a> {
     pub is_saved: bool,
     /// How many events before these are missing: there was no room for them.
     pub lost: u64,
+    /// How many of these events lack their text, sense data or bytes of a frame: those of later
+    /// events have taken the place.
+    pub cut: u64,
     /// The events.
     pub events: Vec<Traced<'a>>,
 }
@@ -112,6 +115,8 @@ pub enum What<'a> {
     Ended {
         /// The kind of the fault.
         kind: Text<'a>,
+        /// The address that its device was not to reach, in words; an empty text for other kinds.
+        words: Text<'a>,
     },
     /// Another instance is in the driver's place.
     Replaced,
@@ -161,7 +166,7 @@ mod tests {
             What::Replaced,
         ];
         let events = whats.into_iter().map(|what| Traced { at_ns: u64::MAX, what }).collect();
-        let piece = Piece { driver: "e1000".into(), kind: "nic".into(), is_saved: false, lost: 3, events };
+        let piece = Piece { driver: "e1000".into(), kind: "nic".into(), is_saved: false, lost: 3, cut: 1, events };
         let mut room = [0; 1024];
         let len = piece.write(&mut room).unwrap();
         assert_eq!(Piece::read(&room[..len]), Some(piece));

@@ -361,7 +361,7 @@ fn print(trace: &Trace, kept: &Kept, register: Option<&str>, same: &[Event], too
             println!("              at {place}");
             return;
         }
-        told::What::Ended { kind } => format!("! ended: {kind}"),
+        told::What::Ended { kind, words } => format!("! ended: {kind}{}", after_colon(&words)),
         told::What::Replaced => "! replaced".to_string(),
         told::What::Note { words } => format!("  {words}"),
     };

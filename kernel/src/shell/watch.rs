@@ -134,6 +134,6 @@ fn show(trace: &Trace, shown: &mut u64) {
     let events: Vec<Event> = kept.record.after(*shown).copied().collect();
     *shown = kept.record.count();
     print_some(trace, &kept, &events, |what| {
-        matches!(what, What::Register { .. } | What::Enter(..) | What::Woken | What::Ended(_) | What::Replaced)
+        matches!(what, What::Register { .. } | What::Enter(..) | What::Woken | What::Ended(..) | What::Replaced)
     });
 }

@@ -215,6 +215,68 @@ fn two_programs_trace_one_driver() {
     leave(running);
 }
 
+/// What a program does not get is counted: events, and the content of others.
+#[test]
+fn what_comes_too_fast_is_counted() {
+    let pcap = tempfile::Builder::new().suffix(".pcapng").tempfile().unwrap();
+    let mut running = at_prompt(machine(""));
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    let child = collect(&running, &["e1000", "--pcap", pcap.path().to_str().unwrap()]);
+    run_well(&mut running, "bench nic/tx-1514");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    for text in [" events are missing: they came faster", " events lack their content: they came faster"] {
+        assert!(errors.contains(text), "{errors}");
+    }
+    leave(running);
+}
+
+/// A program that takes nothing is disconnected, so that others do not wait for it. It says so once
+/// it goes on.
+#[test]
+fn a_program_that_takes_nothing_is_disconnected_and_says_so() {
+    let mut running = at_prompt(machine(""));
+    run_well(&mut running, "ping 10.0.2.2 -c 1");
+    let pcap = tempfile::Builder::new().suffix(".pcapng").tempfile().unwrap();
+    let mut child = collect(&running, &["e1000", "--pcap", pcap.path().to_str().unwrap()]);
+    let id = child.id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    signal("-STOP");
+    // More than its connection holds.
+    (0..4).for_each(|_| run_well(&mut running, "bench nic/tx-1514"));
+    signal("-CONT");
+    until("it ends", || child.try_wait().unwrap());
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let said = "events are missing: this program has not taken them in time, and is connected no more\n";
+    assert!(errors.contains(said), "{errors}");
+    leave(running);
+}
+
+/// Each program that traces a driver takes some of the kernel's memory, so that there is a limit.
+#[test]
+fn eight_programs_trace_one_driver_and_no_ninth() {
+    let mut running = at_prompt(bare(""));
+    run_well(&mut running, "insmod template");
+    let mut sessions = [(); 9].map(|()| Session::connect(&running.session()).unwrap());
+    let ask = |session: &mut Session| {
+        let trace = What::Trace { program: session.number(), driver: "template".into(), frame_bytes: 0 };
+        session.request(trace, |_| ()).unwrap()
+    };
+    let answers: Vec<_> = sessions.iter_mut().map(ask).collect();
+    let refused = Err("8 programs trace template already".to_string());
+    assert_eq!(answers[..8], [(); 8].map(|()| Ok(BEGUN.to_string())));
+    assert_eq!(answers[8], refused);
+    // The first one makes room.
+    let end = What::EndTrace { program: sessions[0].number(), driver: "template".into() };
+    assert!(sessions[0].request(end, |_| ()).unwrap().is_ok());
+    assert_eq!(ask(&mut sessions[8]), Ok(BEGUN.to_string()));
+    leave(running);
+}
+
 /// A driver sleeps in a service, and another one calls services meanwhile: the slices of a track do
 /// not overlap.
 #[test]
@@ -223,7 +285,7 @@ fn services_that_overlap_have_tracks_of_their_own() {
     let mut running = at_prompt(bare(""));
     ["insmod watchman", "insmod template"].iter().for_each(|line| run_well(&mut running, line));
     let child = collect(&running, &["watchman", "template", "--out", out.path().to_str().unwrap()]);
-    running.type_line("tell watchman nap 500 &").unwrap();
+    running.type_line("tell watchman nap 4000 &").unwrap();
     let asleep = |event| match event {
         Event::Drivers(drivers) => drivers.into_iter().find(|driver| driver.name == "watchman"),
         _ => None,
@@ -324,10 +386,8 @@ fn a_program_that_is_gone_is_forgotten() {
     let mut running = at_prompt(bare(""));
     run_well(&mut running, "insmod template");
     let stopped = collect(&running, &["template"]);
-    let signal = |name: &str| {
-        let kill = Command::new("kill").args([name, &stopped.id().to_string()]).status();
-        assert!(kill.unwrap().success());
-    };
+    let id = stopped.id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
     signal("-STOP");
     let mut session = Session::connect(&running.session()).unwrap();
     let program = session.number();
@@ -359,7 +419,7 @@ fn a_program_that_is_gone_is_forgotten() {
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(
         (output.status.code(), &*errors),
-        (Some(1), "template: events are missing: this program was stopped for long\n")
+        (Some(1), "template: events are missing: the kernel had ended its trace\n")
     );
     leave(running);
 }

@@ -35,8 +35,22 @@ fn each_access_to_memory_is_seen_with_its_value() {
     assert_says(pings, "2 sent, 2 answered");
     let sent: Vec<&str> = seen(pings).into_iter().filter(|event| event.starts_with('*')).collect();
     assert!(sent.len() == 2 && sent.iter().all(|event| event.starts_with("* writes TDT 0x")), "{pings}");
+    assert!(seen(pings).iter().any(|event| event.starts_with("> poll(interrupt")), "{pings}");
     // The watch is over.
     assert!(after.contains("98 bytes: ICMP echo reply") && !after.contains(" * "), "{after}");
+}
+
+/// What a device does for which its driver is ended stands among the accesses that led there.
+#[test]
+fn an_access_of_the_device_is_in_the_list() {
+    let mut machine = machine("insmod rogue-lsi; watch rogue-lsi mmio tell rogue-lsi read 0");
+    (machine.nic, machine.hba) = ("none".into(), "lsi53c895a".into());
+    machine.contents.autoload = false;
+    let text = boot_well(&machine).to_string();
+    let seen = seen(&text);
+    let [started, ended] = ["* writes bar1+0x2c", "! ended: DMA-fault: its device reads 0x0"]
+        .map(|start| seen.iter().rposition(|event| event.starts_with(start)));
+    assert!(started.is_some() && started < ended, "{text}");
 }
 
 /// Words, by `rep insw` and `rep outsw`, carry the frames.

@@ -89,14 +89,19 @@ impl Sender {
         Ok(Sender { encoder: Box::default(), stream: stream.try_clone()? })
     }
 
-    /// Sends a frame. Returns `false` if the other side takes none any more.
+    /// Sends a frame. Returns `false` if the other side takes none any more; it is told so by the
+    /// end of the connection.
     fn send(&mut self, frame: &Frame) -> bool {
         let fill = |room: &mut [u8]| {
             room.get_mut(..frame.payload.len())?.copy_from_slice(&frame.payload);
             Some(frame.payload.len())
         };
         // A frame that was received fits.
-        self.encoder.frame(frame.channel, fill).is_none_or(|bytes| self.stream.write_all(bytes).is_ok())
+        let is_sent = self.encoder.frame(frame.channel, fill).is_none_or(|bytes| self.stream.write_all(bytes).is_ok());
+        if !is_sent {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+        is_sent
     }
 }
 

@@ -14,7 +14,7 @@ use pcapng::Pcapng;
 use perfetto::Perfetto;
 use ringfence_link::frame::Frame;
 use ringfence_link::request::{BEGUN, TRACE_SECONDS, What as Request};
-use ringfence_link::trace::{Content, Piece, Traced, What};
+use ringfence_link::trace::{Piece, Traced, What};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -136,21 +136,21 @@ struct Waiting {
 struct Collected {
     /// The drivers whose traces the kernel sends for this program.
     drivers: BTreeSet<String>,
-    /// The bytes that are wanted of a frame.
-    frame_bytes: u32,
     /// By time, and by the order in which they came.
     waiting: BTreeMap<(u64, u64), Waiting>,
     count: u64,
     lost: u64,
-    /// How many frames have come without some of the wanted bytes.
+    /// How many events have come without their text or the bytes of their frame.
     cut: u64,
-    /// How often the kernel has ended a trace, because it was not asked for in time.
+    /// How often a trace or the connection had ended, so that an unknown number of events is
+    /// missing.
     gaps: u64,
 }
 
 impl Collected {
     fn add(&mut self, piece: Piece<'static>) {
         self.lost += piece.lost;
+        self.cut += piece.cut;
         if piece.lost > 0 {
             output::complain(&format!("{}: {} events are missing", printable(&piece.driver), piece.lost));
         }
@@ -160,10 +160,26 @@ impl Collected {
         for event in piece.events {
             let lost = std::mem::take(&mut lost);
             let key = (event.at_ns, self.count);
-            self.cut += u64::from(is_cut(&event.what, self.frame_bytes));
             self.waiting.insert(key, Waiting { source: source.clone(), event, lost, since: now });
             self.count += 1;
         }
+    }
+
+    /// Notes that the kernel had ended the trace of a driver before it was asked to: for a person,
+    /// or because this program had not asked for it in time.
+    fn had_ended(&mut self, driver: &str) {
+        self.gaps += 1;
+        output::complain(&format!("{}: events are missing: the kernel had ended its trace", printable(driver)));
+    }
+
+    /// Notes that the connection has ended. If the system goes on, it has taken this program for
+    /// one that is gone, as it took nothing for too long.
+    fn disconnected(&mut self, session: &Session) -> Result<()> {
+        if session.is_left_behind() {
+            self.gaps += 1;
+            output::complain("events are missing: this program has not taken them in time, and is connected no more");
+        }
+        Ok(())
     }
 
     /// Passes the events on that have waited for `wait`.
@@ -195,8 +211,7 @@ static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// all events are there.
 pub fn run(options: &Options) -> Result<bool> {
     let mut session = Session::find(options.system.as_deref())?;
-    let frame_bytes = if options.pcap.is_some() { WHOLE_FRAME } else { FRAME_START };
-    let mut collected = Collected { frame_bytes, ..Collected::default() };
+    let mut collected = Collected::default();
     // A name that is wrong must not cost an earlier file.
     ask(&mut session, options, &mut collected)??;
     let mut places = places(options)?;
@@ -220,20 +235,9 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     if collected.cut > 0 {
         let cut = collected.cut;
-        output::complain(&format!("{cut} frames lack bytes: they came faster than the link took them"));
+        output::complain(&format!("{cut} events lack their content: they came faster than the link took them"));
     }
     Ok(collected.lost == 0 && collected.cut == 0 && collected.gaps == 0)
-}
-
-/// Returns whether an event lacks some of the first `wanted` bytes of its frame: later frames have
-/// taken their place in the kernel's memory.
-fn is_cut(what: &What, wanted: u32) -> bool {
-    let (frame, len_bytes) = match what {
-        What::Given { content: Content::Frame(frame), len_bytes, .. } => (frame, len_bytes),
-        What::Received { frame, len_bytes, .. } => (frame, len_bytes),
-        _ => return false,
-    };
-    frame.len() < wanted.min(*len_bytes) as usize
 }
 
 /// Collects until the end, and has the kernel end the traces.
@@ -253,22 +257,22 @@ fn collect(
         if asked.elapsed() > Duration::from_secs(TRACE_SECONDS / 3) {
             match ask(session, options, collected) {
                 Ok(refused) => refused?,
-                // The system has ended.
-                Err(_) => return Ok(()),
+                Err(_) => return collected.disconnected(session),
             }
             asked = Instant::now();
         }
         match session.hear(LOOK) {
             Ok(heard) => heard.into_iter().for_each(|heard| take(collected, heard)),
-            Err(_) => return Ok(()),
+            Err(_) => return collected.disconnected(session),
         }
         collected.pass_on(WAIT, places)?;
     }
-    for name in &options.names {
+    for name in collected.drivers.clone() {
         let request = Request::EndTrace { program: session.number(), driver: name.as_str().into() };
-        // The driver may be traced no more, or the system may have ended.
-        if session.request(request, |heard| take(collected, heard)).is_err() {
-            break;
+        match session.request(request, |heard| take(collected, heard)) {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => collected.had_ended(&name),
+            Err(_) => return collected.disconnected(session),
         }
     }
     Ok(())
@@ -340,17 +344,16 @@ fn places(options: &Options) -> Result<Vec<Place>> {
 /// Asks for the traces, or for more of them. The inner error is the kernel's refusal; the outer one
 /// says that the system has ended.
 fn ask(session: &mut Session, options: &Options, collected: &mut Collected) -> Result<Result<()>> {
+    let frame_bytes = if options.pcap.is_some() { WHOLE_FRAME } else { FRAME_START };
     for name in &options.names {
-        let (program, frame_bytes) = (session.number(), collected.frame_bytes);
-        let request = Request::Trace { program, driver: name.as_str().into(), frame_bytes };
+        let request = Request::Trace { program: session.number(), driver: name.as_str().into(), frame_bytes };
         let answer = match session.request(request, |heard| take(collected, heard))? {
             Ok(answer) => answer,
             Err(why) => return Ok(Err(anyhow!("{}", printable(&why)))),
         };
         let is_new = collected.drivers.insert(name.clone());
         if !is_new && answer == BEGUN {
-            collected.gaps += 1;
-            output::complain(&format!("{}: events are missing: this program was stopped for long", printable(name)));
+            collected.had_ended(name);
         }
     }
     Ok(Ok(()))
@@ -390,7 +393,7 @@ fn in_words(source: &Source, what: &What) -> String {
             format!("  receives {noun} {number}, {len_bytes} bytes{}", after_colon(words))
         }
         What::Access { words, place, .. } => format!("    * {words}  at {place}"),
-        What::Ended { kind } => format!("! ended: {kind}"),
+        What::Ended { kind, words } => format!("! ended: {kind}{}", after_colon(words)),
         What::Replaced => "! replaced".to_string(),
         What::Note { words } => format!("  {words}"),
     }

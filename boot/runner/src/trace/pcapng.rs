@@ -106,16 +106,17 @@ impl<W: Write> Pcapng<W> {
         Ok(number)
     }
 
-    /// Adds a packet to interface `number`, of which `bytes` were kept.
+    /// Adds a packet, of which `bytes` were kept.
     fn packet(
         &mut self,
         source: &Source,
-        number: u32,
+        target: Option<u16>,
         at_ns: u64,
         flags: u32,
         bytes: &[u8],
         len_bytes: u32,
     ) -> Result<()> {
+        let number = self.interface(source, target)?;
         let boot_ns = *self.boot_ns.get_or_insert_with(|| {
             // The first event has waited for others.
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(WAIT);
@@ -155,8 +156,8 @@ impl<W: Write> Pcapng<W> {
         bytes.extend(data);
         // The data is padded to whole words (RFC 7143, 11.2.3).
         bytes.resize(bytes.len() + data.len().next_multiple_of(4) - data.len(), 0);
-        let (number, len_bytes) = (self.interface(source, Some(target))?, bytes.len() as u32);
-        self.packet(source, number, at_ns, flags, &bytes, len_bytes)
+        let len_bytes = bytes.len() as u32;
+        self.packet(source, Some(target), at_ns, flags, &bytes, len_bytes)
     }
 
     /// Adds words to the comment for the driver's next packet.
@@ -212,12 +213,10 @@ impl<W: Write> Sink for Pcapng<W> {
         let at_ns = event.at_ns;
         match &event.what {
             What::Given { content: Content::Frame(frame), len_bytes, .. } => {
-                let number = self.interface(source, None)?;
-                self.packet(source, number, at_ns, OUTBOUND, frame, *len_bytes)?;
+                self.packet(source, None, at_ns, OUTBOUND, frame, *len_bytes)?;
             }
             What::Received { frame, len_bytes, .. } => {
-                let number = self.interface(source, None)?;
-                self.packet(source, number, at_ns, INBOUND, frame, *len_bytes)?;
+                self.packet(source, None, at_ns, INBOUND, frame, *len_bytes)?;
             }
             What::Given { content: Content::Request(request), number, len_bytes, .. } if source.kind == "scsi" => {
                 let Some((target, header)) = command(*request, *number, *len_bytes) else { return Ok(false) };
@@ -230,7 +229,7 @@ impl<W: Write> Sink for Pcapng<W> {
                 let (header, data) = response(*result, *number, detail);
                 self.pdu(source, target, at_ns, INBOUND, header, &data)?;
             }
-            What::Ended { kind } => {
+            What::Ended { kind, .. } => {
                 self.commands.retain(|(driver, _), _| *driver != source.driver);
                 self.comment(source, &format!("the driver was ended before this: {kind}"));
                 return Ok(false);

@@ -278,8 +278,9 @@ impl<W: Write> Perfetto<W> {
                 self.event(at_ns, track, INSTANT, named(&format!("receives {number}"), words))
             }
             What::Access { words, place, .. } => self.event(at_ns, track, INSTANT, named(words, place)),
-            What::Ended { kind } => {
-                self.event(at_ns, track, INSTANT, named("ended", kind))?;
+            What::Ended { kind, words } => {
+                let what = if words.is_empty() { kind.to_string() } else { format!("{kind}: {words}") };
+                self.event(at_ns, track, INSTANT, named("ended", &what))?;
                 self.begin_anew(source, at_ns)
             }
             What::Replaced => self.event(at_ns, track, INSTANT, named("replaced", "")),

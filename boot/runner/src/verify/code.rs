@@ -74,7 +74,7 @@ struct Code {
 
 /// Bytes that a stub and a gate push. A service has the kernel's stack in ring 1.
 const GATE_BYTES: u64 = 64;
-/// The most bytes that `and rsp` drops, for alignment.
+/// The most bytes that an `and` of the stack pointer drops, for alignment.
 const ALIGNMENT: i64 = 63;
 
 impl Code {
@@ -180,16 +180,20 @@ impl Code {
             && instruction.op0_register() == stack;
         let is_write = !matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push);
         if is_stack && is_write {
-            let has_number = instruction.op_count() > 1 && instruction.try_immediate(1).is_ok();
-            return match instruction.mnemonic() {
-                Mnemonic::Sub if has_number => Ok(depth + instruction.immediate(1) as i64),
-                Mnemonic::Add if has_number => Ok(depth - instruction.immediate(1) as i64),
-                Mnemonic::And if has_number => Ok(depth + ALIGNMENT),
-                Mnemonic::Lea if instruction.memory_base() == stack && instruction.memory_index() == Register::None => {
+            // A number has 32 bits in either kind of code.
+            let number = || instruction.try_immediate(1).ok().map(|number| i64::from(number as i32));
+            let number = Some(()).filter(|()| instruction.op_count() > 1).and_then(|()| number());
+            return match (instruction.mnemonic(), number) {
+                (Mnemonic::Sub, Some(number)) => Ok(depth + number),
+                (Mnemonic::Add, Some(number)) => Ok(depth - number),
+                (Mnemonic::And, Some(_)) => Ok(depth + ALIGNMENT),
+                (Mnemonic::Lea, _)
+                    if instruction.memory_base() == stack && instruction.memory_index() == Register::None =>
+                {
                     Ok(depth - i64::from(instruction.memory_displacement32() as i32))
                 }
                 // Back to where a frame begins; it is not deeper.
-                Mnemonic::Lea | Mnemonic::Mov
+                (Mnemonic::Lea | Mnemonic::Mov, _)
                     if instruction.op1_register() == frame || instruction.memory_base() == frame =>
                 {
                     Ok(0)
@@ -267,6 +271,8 @@ mod tests {
         // A call of the first stub; ret.
         let distance = (STUBS as u32).wrapping_sub(IMAGE as u32 + 0x1000 + 5);
         assert_eq!(narrow(&[b"\xe8", &distance.to_le_bytes(), b"\xc3"]), Ok(4 + GATE_BYTES));
+        // add esp, -0x400; ret.
+        assert_eq!(narrow(&[b"\x81\xc4\x00\xfc\xff\xff\xc3"]), Ok(0x400));
         // mov esp, eax.
         assert_eq!(narrow(&[b"\x89\xc4\xc3"]), Err("the stack is moved at 0x431000".into()));
     }

@@ -143,7 +143,7 @@ impl Fault {
         if let Site::Gate(_) = site {
             trace::note_call(domain);
         }
-        trace::note(domain, || What::Ended(kind));
+        trace::note(domain, || What::Ended(kind, cause));
         let done = match (domain.life.policy(), domain.upcall) {
             (_, INIT) if domain.is_in_upcall() => "it is not loaded",
             (_, EXIT) if domain.is_in_upcall() => "it is unloaded all the same",

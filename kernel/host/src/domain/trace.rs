@@ -9,7 +9,7 @@
 //! its `init` on.
 
 use super::calls::Call;
-use super::cause::UpcallError;
+use super::cause::{Cause, UpcallError};
 use super::report::place_in;
 use super::{Domain, accesses, offer, registry};
 use crate::file::File;
@@ -84,8 +84,8 @@ pub enum What {
         /// Its first bytes.
         frame: Span,
     },
-    /// The driver was ended: the kind of the fault.
-    Ended(&'static str),
+    /// The driver was ended: the kind of the fault, and its cause.
+    Ended(&'static str, Cause),
     /// The watched memory was read or written: the address after the instruction, and the value
     /// there now.
     Access(u64, Option<u64>),

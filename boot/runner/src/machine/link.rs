@@ -89,19 +89,19 @@ impl Sender {
         Ok(Sender { encoder: Box::default(), stream: stream.try_clone()? })
     }
 
-    /// Sends a frame. Returns `false` if the other side takes none any more; it is told so by the
-    /// end of the connection.
+    /// Sends a frame. Returns `false` if the other side takes none any more.
     fn send(&mut self, frame: &Frame) -> bool {
         let fill = |room: &mut [u8]| {
             room.get_mut(..frame.payload.len())?.copy_from_slice(&frame.payload);
             Some(frame.payload.len())
         };
         // A frame that was received fits.
-        let is_sent = self.encoder.frame(frame.channel, fill).is_none_or(|bytes| self.stream.write_all(bytes).is_ok());
-        if !is_sent {
-            let _ = self.stream.shutdown(Shutdown::Both);
-        }
-        is_sent
+        self.encoder.frame(frame.channel, fill).is_none_or(|bytes| self.stream.write_all(bytes).is_ok())
+    }
+
+    /// Ends the connection, for both sides.
+    fn end(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 
@@ -122,7 +122,7 @@ impl Hub {
     /// Ends the connections of all programs.
     fn close(&self) {
         *lock(&self.is_closed) = true;
-        lock(&self.programs).drain(..).for_each(|program| _ = program.stream.shutdown(Shutdown::Both));
+        lock(&self.programs).drain(..).for_each(|program| program.end());
     }
 
     /// Takes the connections of programs, until the machine has ended.
@@ -224,7 +224,14 @@ fn tell_all(stream: UnixStream, hub: &Hub, run: &Path, take: &mut impl FnMut(Tol
     let _ = each_frame(stream, |frame| {
         let told = match frame {
             Ok(frame) => {
-                lock(&hub.programs).retain_mut(|program| program.send(&frame));
+                // A program that takes none any more is told so by the end of its connection.
+                lock(&hub.programs).retain_mut(|program| {
+                    let is_there = program.send(&frame);
+                    if !is_there {
+                        program.end();
+                    }
+                    is_there
+                });
                 if frame.missing > 0 && !take(Told::Missing(frame.missing)) {
                     return false;
                 }

@@ -3,8 +3,7 @@
 //! QEMU logs each block of instructions that it executes while the kernel measures a row of `bench`
 //! with `-icount`. The kernel marks the samples by two functions, between which the instructions
 //! are counted. An instruction counts for the function that its source line is in, even if that
-//! function was inlined. The kernel has no debug information, so there it is the symbol that
-//! counts.
+//! function was inlined.
 
 use crate::bench::files;
 use crate::build::System;
@@ -362,14 +361,16 @@ impl Places {
     fn place(&self, address: u64) -> (String, String) {
         if let Some((name, module)) = self.segmented.as_ref().filter(|_| address < SLOT_SIZE) {
             // Its code is linked for the addresses at which it runs.
-            return (name.clone(), function_at(module, address));
+            return (name.clone(), of_module(module, address));
         }
         let Some(slot) = slot_of(address) else {
-            let function = self.kernel.find_symbol(address).map(demangled);
-            return ("kernel".into(), function.unwrap_or_else(|| "code without a name".into()));
+            return (
+                "kernel".into(),
+                function_at(&self.kernel, address).unwrap_or_else(|| "code without a name".into()),
+            );
         };
         let Some((name, module)) = self.modules.get(&slot) else { return (format!("slot {slot}"), "?".into()) };
-        (name.clone(), function_at(module, address.wrapping_sub(slot_base(slot) + IMAGE)))
+        (name.clone(), of_module(module, address.wrapping_sub(slot_base(slot) + IMAGE)))
     }
 
     /// Returns the share of each function, the largest first.
@@ -387,13 +388,16 @@ impl Places {
     }
 }
 
-/// Returns the function of a module that its debug information, or else its symbols, has at
-/// `address`.
-fn function_at(module: &Loader, address: u64) -> String {
-    let innermost = module.find_frames(address).ok().and_then(|mut frames| frames.next().ok().flatten());
+/// Returns the function of a module at `address`.
+fn of_module(module: &Loader, address: u64) -> String {
+    function_at(module, address).unwrap_or_else(|| "stubs for services".into())
+}
+
+/// Returns the function that a program's debug information, or else its symbols, has at `address`.
+fn function_at(program: &Loader, address: u64) -> Option<String> {
+    let innermost = program.find_frames(address).ok().and_then(|mut frames| frames.next().ok().flatten());
     let inlined = innermost.and_then(|frame| Some(demangled(&frame.function?.raw_name().ok()?)));
-    let function = inlined.or_else(|| module.find_symbol(address).map(demangled));
-    function.unwrap_or_else(|| "stubs for services".into())
+    inlined.or_else(|| program.find_symbol(address).map(demangled))
 }
 
 /// Returns the addresses of an ELF file's symbols.

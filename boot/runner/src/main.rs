@@ -22,6 +22,7 @@ use std::time::Duration;
 const MISTAKE: u8 = 4;
 
 fn main() -> ExitCode {
+    end_on_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -38,6 +39,16 @@ fn main() -> ExitCode {
             ExitCode::from(MISTAKE)
         }
     }
+}
+
+/// Has a panic of any thread end the program. The profile for builds on the host could have panics
+/// abort, but tests cannot be built that way: each crate would be compiled a second time for them.
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
 }
 
 /// Returns the name of a module that was named, or whose folder was: a path, with a `/`. The module

@@ -6,8 +6,11 @@ use ringfence_tests::{TIME_LIMIT, bare, system};
 use spleen_font::FONT_8X16;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
+
+/// How long to wait until the next look. QEMU runs no guest while it copies the screen.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A machine with a screen, started with QEMU and the image, as a user would.
 struct WithScreen {
@@ -49,7 +52,7 @@ impl WithScreen {
         let began = Instant::now();
         while !socket.exists() {
             assert!(began.elapsed() < TIME_LIMIT && qemu.try_wait().unwrap().is_none(), "QEMU does not listen");
-            std::thread::yield_now();
+            std::thread::sleep(LOOK_AGAIN);
         }
         let monitor = Monitor::new(&socket).unwrap();
         WithScreen { folder, qemu, monitor }
@@ -65,6 +68,7 @@ impl WithScreen {
                 return;
             }
             assert!(began.elapsed() < TIME_LIMIT, "{expected:?} is not all in\n{}", rows.join("\n"));
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
 }

@@ -24,7 +24,7 @@ impl Connection {
             match UnixStream::connect(socket) {
                 Ok(stream) => break stream,
                 Err(error) if Instant::now() >= until => return Err(error).context("QEMU does not listen"),
-                Err(_) => std::thread::yield_now(),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         };
         let answers = BufReader::new(stream.try_clone()?);

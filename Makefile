@@ -1,7 +1,9 @@
-# make run: sets up what is missing and boots to the shell.  make test: sets up and passes every test.
+# make run: sets up what is missing and boots to the shell.
+# make test: sets up and tests each promise.
+# make test-all: also runs the long tests, and tests a machine without an IOMMU.
 # make miri: runs the tests of drivers' logic, and of gates, descriptors and the policy for ring 0, in Miri, where a nightly
 # toolchain has it: six minutes.
-.PHONY: run test setup lint miri
+.PHONY: run test test-all setup build lint miri
 
 # The drivers whose logic has tests on the host.
 HOST_TESTED = $(addprefix -p rf-,am53c974 ide ne2k-pci rtl8139 template virtio-net)
@@ -9,15 +11,25 @@ HOST_TESTED = $(addprefix -p rf-,am53c974 ide ne2k-pci rtl8139 template virtio-n
 run: setup
 	cargo run
 
-test: setup
+# The kernel's last crate uses one CPU for more than a minute, in which the tests are compiled on the other one.
+build: setup
+	cargo build --bin ringfence
+	@target=$$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'); \
+	"$$target/debug/ringfence" build & cargo test --no-run && wait $$!
+
+test: build
 	@echo "test: $$($${RINGFENCE_QEMU:-qemu-system-x86_64} --version | head -n 1)"
 	@echo "test: $$(bochs --help cpu 2>&1 | grep -o -m 1 'Bochs x86 Emulator .*'), $$(rustc --version)"
-	RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test
+	RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test $(ALL)
 	@echo "test: the logic of drivers, with kernels and devices that are made up"
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake $(HOST_TESTED) --lib
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake --doc
+
+test-all: ALL = -- --include-ignored
+test-all: test
 	@echo "test: what a machine without an IOMMU, with other buses and interrupts, could do otherwise"
-	RINGFENCE_MACHINE=pc RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu -- block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
+	RINGFENCE_MACHINE=pc RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu -- --include-ignored \
+		block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
 
 setup:
 	@boot/setup.sh

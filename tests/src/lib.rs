@@ -21,6 +21,13 @@ use std::time::Duration;
 /// machine.
 pub const TIME_LIMIT: Duration = Duration::from_secs(120);
 
+/// Returns `all`, or `few` where the long tests are left out. A test that repeats something does so
+/// this often.
+pub fn times<T>(all: T, few: T) -> T {
+    let is_long = |argument: std::ffi::OsString| argument == "--include-ignored" || argument == "--ignored";
+    if std::env::args_os().any(is_long) { all } else { few }
+}
+
 /// Returns whether a driver serves: it runs, or rests for a moment, as a driver does on a slow host
 /// that has used more than its share of the CPU.
 pub fn serves(driver: &Driver) -> bool {

@@ -115,6 +115,7 @@ fn a_trace_costs_a_seventh_at_most() {
 /// An unbatched frame takes one upcall: in ring 1 that is an IRETQ, a far call through the return
 /// gate and two writes of CR3, and no load of a segment register that is null already.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn the_model_counts_what_a_crossing_executes() {
     ringfence_tests::system();
     let output =
@@ -156,7 +157,7 @@ fn a_profile_has_the_functions_of_kernel_and_driver() {
     };
     assert!((share("kernel", "") + share("e1000", "") - 1.0).abs() < 0.01, "{:?}", found.shares);
     // Both do a part of the work that is worth the name, and inlined functions have their names.
-    assert!(share("kernel", "hand_over") > 0.1 && share("e1000", "FrameRing") > 0.05, "{:?}", found.shares);
+    assert!(share("kernel", "Frames<M>::send") > 0.05 && share("e1000", "FrameRing") > 0.05, "{:?}", found.shares);
     let refused = |name: &str, batch| profile(name, batch).err().map(|error| error.to_string()).unwrap_or_default();
     assert!(refused("nic/tx", None).contains("'nic/tx' is more than one row: nic/tx --batch 1, nic/tx --batch 8"));
     assert!(
@@ -168,6 +169,7 @@ fn a_profile_has_the_functions_of_kernel_and_driver() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn every_row_is_there() {
     ringfence_tests::system();
     let directory = tempfile::tempdir().unwrap();

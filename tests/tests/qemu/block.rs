@@ -99,6 +99,7 @@ fn no_block_is_lost_when_drivers_end() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn no_block_is_lost_when_drivers_of_ide_end() {
     loses_no_block(DEVICES[1]);
 }

@@ -5,7 +5,7 @@
 use ringfence::campaign::report::{self, KERNEL_DEATH};
 use ringfence::campaign::{self, Options, Outcome};
 use ringfence::machine::Machine;
-use ringfence_tests::system;
+use ringfence_tests::{system, times};
 
 fn options(mutants: usize, ring: u8) -> Options {
     let modules = ["e1000", "virtio-scsi"].map(String::from).to_vec();
@@ -17,18 +17,20 @@ fn outcomes(mutants: usize, ring: u8) -> Vec<Outcome> {
 }
 
 #[test]
-fn three_hundred_broken_drivers_hurt_nobody() {
-    let outcomes = outcomes(300, 1);
+fn broken_drivers_hurt_nobody() {
+    let outcomes = outcomes(times(300, 40), 1);
     let bad: Vec<&Outcome> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
     assert!(bad.is_empty(), "{bad:#?}");
     // Most kinds of outcome occur, which shows that the drivers were put to work.
-    for outcome in ["masked", "wrong result", "page fault", "driver panic", "gate refusal"] {
-        assert!(outcomes.iter().any(|other| other.outcome == outcome), "there is no '{outcome}'");
+    let kinds = ["masked", "page fault", "driver panic", "wrong result", "gate refusal"];
+    for outcome in &kinds[..times(5, 3)] {
+        assert!(outcomes.iter().any(|other| other.outcome == *outcome), "there is no '{outcome}'");
     }
 }
 
 /// Filesystems' drivers, with files that are written and compared, and the host's own tools.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn broken_filesystems_hurt_nobody() {
     let modules = ["fat", "ext"].map(String::from).to_vec();
     let machine = Machine { nic: "none".into(), ..Machine::default() };

@@ -21,6 +21,7 @@ fn assert_passes(outcomes: &[Outcome]) {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_network_driver_passes_all() {
     let outcomes = outcomes("ne2k-pci", None, None);
     assert_eq!(outcomes.len(), 36);
@@ -28,6 +29,7 @@ fn a_network_driver_passes_all() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn drivers_of_disks_pass_all() {
     for (name, tests) in [("virtio-scsi", 22), ("ide", 18)] {
         let outcomes = outcomes(name, None, None);
@@ -37,6 +39,7 @@ fn drivers_of_disks_pass_all() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_filesystem_that_is_written_passes_all() {
     let outcomes = outcomes("fat", None, None);
     assert_eq!(outcomes.len(), 28);
@@ -63,6 +66,7 @@ fn a_filesystem_that_its_driver_does_not_know_fails() {
 /// The other drivers pass all tests as well (`cargo run -- conform NAME`). Here they run only the
 /// tests that find most errors.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn the_others_filter_and_come_back() {
     for name in ["e1000", "pcnet", "rtl8139", "rtl8139-c", "virtio-net"] {
         for test in ["others", "restart-in", "sums"] {

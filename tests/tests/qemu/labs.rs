@@ -59,11 +59,13 @@ fn change(folder: &Path, from: &str, to: &str) {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn lab_1_is_about_a_frame_that_is_not_given_back() {
     solve("1", &["--only", "ring-dry"], &[], |folder| change(folder, "take_if(|_| slot + 1 < SENDING)", "take()"));
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn lab_2_is_about_an_index() {
     solve("2", &[], &["the driver is not ended"], |folder| {
         change(
@@ -94,6 +96,7 @@ fn lab_3_is_about_batches() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn lab_4_is_about_a_receive_path() {
     solve("4", &["--only", "dhcp"], &[], |folder| {
         let source = std::fs::read_to_string(project().join("drivers/ne2k-pci/src/lib.rs")).unwrap();
@@ -118,6 +121,7 @@ fn lab_5_is_about_a_start_and_a_length() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn lab_6_is_about_a_reset() {
     solve(
         "6",
@@ -144,6 +148,7 @@ fn the_labs_are_listed() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn half_a_mend_of_lab_2_is_noticed() {
     let index = "let cell = unsafe { &mut *self.cells.as_mut_ptr().add(number()?) };";
     let only = |check: &str| {
@@ -158,6 +163,7 @@ fn half_a_mend_of_lab_2_is_noticed() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn what_is_no_mend_of_lab_5_is_noticed() {
     let begins = "    let offset = (start - memory.start) as usize;\n";
     let with = |line: &str| format!("    {line}\n{begins}");
@@ -171,6 +177,7 @@ fn what_is_no_mend_of_lab_5_is_noticed() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn what_is_no_mend_of_lab_6_is_noticed() {
     let waits = ".waits_for(command::RESET as u32, command::RESET as u32)";
     for none in ["", ".waits_for(0, 0)"] {

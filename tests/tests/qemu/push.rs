@@ -504,6 +504,7 @@ fn the_command_finds_the_system_and_says_what_happened() {
 /// A driver that `new` makes outside of the project's folder of drivers builds, loads, passes its
 /// test and the linters, and is formatted.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_new_driver_of_each_kind_builds_loads_and_has_a_test() {
     system();
     let folder = tempfile::tempdir().unwrap();

@@ -16,6 +16,7 @@ fn recorded(name: &str) -> Result<(String, String), String> {
 
 /// The test on the host (`drivers/rtl8139/src/tests.rs`) repeats a recording of the same run.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_recording_has_what_a_driver_does() {
     let kept = include_str!("../../../drivers/rtl8139/src/ping.recording");
     let (text, name) = recorded("rtl8139").unwrap();
@@ -28,6 +29,7 @@ fn a_recording_has_what_a_driver_does() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn what_cannot_be_recorded_is_said() {
     let refused = |name: &str| recorded(name).unwrap_err();
     assert!(refused("watchman").contains("watchman drives neither a network card nor a disk"));

@@ -87,6 +87,7 @@ fn by_bochs(attack: Attack) -> Attack {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn the_same_attacks_fail_under_bochs() {
     let attacks = [
         rogue::memory(),
@@ -216,6 +217,7 @@ fn nothing_in_the_entry_text_is_more_for_qemu_than_it_is() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn no_load_of_ss_does_harm_under_bochs() {
     let attacks = [rogue::loads_of_ss(), rogue::locked_bit_tests(), rogue::loads_of_no_segment()].concat();
     carry_out(&attacks, under_bochs).assert(&attacks);
@@ -223,6 +225,7 @@ fn no_load_of_ss_does_harm_under_bochs() {
 
 /// Runs every `int n` and every selector under Bochs.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn no_interrupt_and_no_selector_under_bochs() {
     let attacks = [rogue::interrupts(), rogue::segment_loads(), rogue::selectors_in_ss()].concat();
     let attacks: Vec<Attack> = attacks.into_iter().map(by_bochs).collect();

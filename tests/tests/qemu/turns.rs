@@ -1,13 +1,13 @@
 //! The shares of the CPU when a driver wants all of it.
 
-use ringfence_tests::{assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, machine};
+use ringfence_tests::{assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, machine, times};
 
 /// Devices interrupt for ever, and each poll takes a given time: less or more than a driver may
 /// have at once. Time counts instructions.
 #[test]
 fn a_driver_that_wants_all_of_the_cpu_has_half() {
-    for (poll_ms, drivers) in [(2, 1), (9, 1), (20, 1), (200, 1), (9, 2), (30, 2)] {
-        let names = &["rogue-nic", "rogue-nic.2"][..drivers];
+    for (poll_ms, drivers) in &[(200, 1), (9, 2), (2, 1), (9, 1), (20, 1), (30, 2)][..times(6, 2)] {
+        let names = &["rogue-nic", "rogue-nic.2"][..*drivers];
         let start: String = names.iter().map(|name| format!("insmod rogue-nic; tell {name} hog {poll_ms}; ")).collect();
         let mut machine = machine(&format!("integrity; {start}lsmod; sleep 2000; lsmod; integrity"));
         machine.contents.autoload = false;

@@ -67,6 +67,7 @@ fn assert_shown(command: &str, shown: &[&str], said: &str) {
 /// The first block boots. With `RINGFENCE_BLESS=1` the document gets the outputs of this run, for a
 /// person to cut.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn the_tutorial_is_as_it_is_written() {
     let path = project().join(DOCUMENT);
     let document = std::fs::read_to_string(&path).unwrap();

@@ -57,6 +57,7 @@ pub fn normal(line: &str) -> String {
 /// Runs every command of the document; its output must have the lines that the document shows, in
 /// order.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn the_walk_to_a_driver_is_as_it_is_written() {
     ringfence_tests::system();
     let document = std::fs::read_to_string(project().join("docs/ne2k.md")).unwrap();

@@ -5,6 +5,8 @@
 # toolchain has it: six minutes.
 .PHONY: run test test-all setup build lint miri
 
+# The tests that need crates which take long to compile.
+ALL_FEATURES = --features ringfence-tests/perfetto
 # The drivers whose logic has tests on the host.
 HOST_TESTED = $(addprefix -p rf-,am53c974 ide ne2k-pci rtl8139 template virtio-net)
 
@@ -15,20 +17,21 @@ run: setup
 build: setup
 	cargo build --bin ringfence
 	@target=$$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'); \
-	"$$target/debug/ringfence" build & cargo test --no-run && wait $$!
+	"$$target/debug/ringfence" build & cargo test --no-run $(FEATURES) && wait $$!
 
 test: build
 	@echo "test: $$($${RINGFENCE_QEMU:-qemu-system-x86_64} --version | head -n 1)"
 	@echo "test: $$(bochs --help cpu 2>&1 | grep -o -m 1 'Bochs x86 Emulator .*'), $$(rustc --version)"
-	RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test $(ALL)
+	RUST_TEST_THREADS=$$(($$(nproc) + 2)) cargo test $(FEATURES) $(ALL)
 	@echo "test: the logic of drivers, with kernels and devices that are made up"
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake $(HOST_TESTED) --lib
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake --doc
 
+test-all: FEATURES = $(ALL_FEATURES)
 test-all: ALL = -- --include-ignored
 test-all: test
 	@echo "test: what a machine without an IOMMU, with other buses and interrupts, could do otherwise"
-	RINGFENCE_MACHINE=pc RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu -- --include-ignored \
+	RINGFENCE_MACHINE=pc RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu $(FEATURES) -- --include-ignored \
 		block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
 
 setup:
@@ -42,7 +45,7 @@ miri:
 
 lint: setup
 	cargo fmt --all --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets $(ALL_FEATURES) -- -D warnings
 	cargo clippy $(HOST_TESTED) --lib --profile test -- -D warnings
 	cargo run -- lint
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check licenses bans sources; \

@@ -24,6 +24,8 @@ mod modules;
 mod network;
 mod page;
 mod peer;
+#[cfg(feature = "perfetto")]
+mod perfetto;
 mod policy;
 mod push;
 mod record;

@@ -72,9 +72,8 @@ const C_FLAGS_32: [&str; 2] = ["-m32", "-ffunction-sections"];
 /// Flags for loader and kernel. Modules use the target's defaults, with which code is
 /// position-independent.
 const KERNEL_FLAGS: [&str; 4] = ["-C", "relocation-model=static", "-C", "code-model=kernel"];
-/// The debug information of loader and kernel: functions, inlined ones too, and lines. With that of
-/// variables, few of which are left of in optimized code, the kernel's last crate takes half as
-/// long again.
+/// The debug information of the kernel: functions, inlined ones too, and lines. With that of
+/// variables, few of which are left in optimized code, its last crate takes half as long again.
 const KERNEL_DEBUG: &str = "limited";
 
 /// Returns the folder for cargo's builds of the kernel.
@@ -82,7 +81,8 @@ fn bare() -> PathBuf {
     target().join("bare")
 }
 
-/// Returns the folder for cargo's builds of modules, which run at the same time as the kernel's.
+/// Returns the folder for cargo's builds of the loader and of modules, which run at the same time
+/// as the kernel's. They have crates in common, and macros.
 fn bare_modules() -> PathBuf {
     target().join("bare-modules")
 }
@@ -102,31 +102,30 @@ fn built_for(kind: DomainKind, dir: &Path, package: &str) -> PathBuf {
 pub fn system(quiet: bool) -> Result<System> {
     let toolchain = Toolchain::find()?;
     let dir = bare();
-    // Each package has a folder of its own. If the loader were built together with the kernel, it
-    // would get the features that only the kernel's dependencies want.
-    let build = |package: &str, dir: &Path| {
+    // Each package is built by a command of its own. If the loader were built together with the
+    // kernel, it would get the features that only the kernel's dependencies want.
+    let build = |package: &str, dir: &Path, debug: &str| {
         let mut cargo = toolchain.cargo("rustc", dir);
-        cargo.env("CARGO_PROFILE_RELEASE_DEBUG", KERNEL_DEBUG);
+        cargo.env("CARGO_PROFILE_RELEASE_DEBUG", debug);
         run(cargo.args(["--release", "-p", package, "--"]).args(KERNEL_FLAGS), quiet)
     };
     if !dir.exists() {
         output::complain("ringfence: the first build for the bare machine: loader, kernel and modules");
     }
-    let loader_dir = target().join("bare-loader");
     let kernel = built(&dir, "ringfence-kernel");
     let packed_kernel = target().join("kernel.packed");
     // The kernel's last crate uses one CPU, and takes as long as all the others. So the loader and
     // the modules are built at the same time.
     let modules = std::thread::scope(|scope| {
         let modules = scope.spawn(|| {
-            build("ringfence-loader", &loader_dir)?;
+            build("ringfence-loader", &bare_modules(), "full")?;
             modules(&toolchain, quiet)
         });
-        build("ringfence-kernel", &dir)?;
+        build("ringfence-kernel", &dir, KERNEL_DEBUG)?;
         strip(&kernel, &packed_kernel)?;
         modules.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
-    Ok(System { loader: built(&loader_dir, "ringfence-loader"), kernel, packed_kernel, modules })
+    Ok(System { loader: built(&bare_modules(), "ringfence-loader"), kernel, packed_kernel, modules })
 }
 
 /// Builds the project's modules.
@@ -149,10 +148,8 @@ fn some_modules(
     names: &[&(String, Source)],
     quiet: bool,
 ) -> Result<Vec<Module>> {
-    let (dir, otherwise, objects_of_c) = match kind {
-        DomainKind::Paged => (bare_modules(), target().join("modules-otherwise"), target()),
-        DomainKind::Segmented => (segmented(), target().join("segmented-otherwise"), segmented()),
-    };
+    let (dir, otherwise) = (bare_modules(), target().join("modules-otherwise"));
+    let objects_of_c = if kind == DomainKind::Segmented { segmented() } else { target() };
     let packages: Vec<&str> = names.iter().filter_map(|(_, source)| source.package()).collect();
     if !packages.is_empty() {
         let mut cargo = cargo_for(kind, toolchain, "build", &dir);
@@ -184,9 +181,9 @@ fn cargo_for(kind: DomainKind, toolchain: &Toolchain, subcommand: &str, dir: &Pa
     }
 }
 
-/// Returns the folder for builds of modules for segmented domains.
+/// Returns the folder for objects of segmented modules in C.
 fn segmented() -> PathBuf {
-    target().join("bare-segmented")
+    target().join("segmented")
 }
 
 /// Runs clippy over all packages that are built for the bare machine, with warnings denied.

@@ -77,6 +77,7 @@ fn lab_2_is_about_an_index() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn lab_3_is_about_batches() {
     let measured = Command::new(runner())
         .args(["--icount", "--json", "--nic", "rtl8139", "--exec", "bench nic/tx --instructions"])

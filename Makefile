@@ -1,6 +1,6 @@
 # make run: sets up what is missing and boots to the shell.
-# make test: sets up and tests each promise.
-# make test-all: also runs the long tests, and tests a machine without an IOMMU.
+# make test: sets up and passes the tests, but for the long ones.
+# make test-all: passes all tests, and tests a machine without an IOMMU.
 # make miri: runs the tests of drivers' logic, and of gates, descriptors and the policy for ring 0, in Miri, where a nightly
 # toolchain has it: six minutes.
 .PHONY: run test test-all setup build lint miri

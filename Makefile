@@ -13,11 +13,11 @@ HOST_TESTED = $(addprefix -p rf-,am53c974 ide ne2k-pci rtl8139 template virtio-n
 run: setup
 	cargo run
 
-# The kernel's last crate uses one CPU for more than a minute, in which the tests are compiled on the other one.
+# The kernel's last crate uses one CPU for more than a minute. The tests are compiled beside it, and give way to what it waits for.
 build: setup
 	cargo build --bin ringfence
 	@target=$$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'); \
-	"$$target/debug/ringfence" build & cargo test --no-run $(FEATURES) && wait $$!
+	"$$target/debug/ringfence" build & nice cargo test --no-run $(FEATURES) && wait $$!
 
 test: build
 	@echo "test: $$($${RINGFENCE_QEMU:-qemu-system-x86_64} --version | head -n 1)"

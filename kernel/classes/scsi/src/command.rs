@@ -6,6 +6,7 @@ use super::{Host, scan};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::Ordering;
 use embassy_futures::yield_now;
 use embassy_time::{Duration, with_timeout};
 use host::requests::Lost;
@@ -183,7 +184,7 @@ pub async fn execute(
     let len_bytes = data_out.len().max(data_in.len());
     let asked = Asked::command(target, lun, *cdb);
     let mut attempt = Attempt::<Scsi>::new(host);
-    let (mut tries, mut lost) = (0, 0);
+    let (mut tries, mut before) = (0, (0, host.resets.load(Ordering::Relaxed)));
     loop {
         let is_done = async || is_written(host, asked, data_out).await;
         let outcome = match attempt.outcome(&asked, data_out, data_in, is_done).await? {
@@ -195,8 +196,9 @@ pub async fn execute(
                 return Ok(data_out.len());
             }
         };
-        // A new driver has reset the device, which reports that: the tries begin anew.
-        if core::mem::replace(&mut lost, attempt.drivers_lost()) != attempt.drivers_lost() {
+        // The device reports that a new driver, or a person, has reset it: the tries begin anew.
+        let now = (attempt.drivers_lost(), host.resets.load(Ordering::Relaxed));
+        if core::mem::replace(&mut before, now) != now {
             tries = 0;
         }
         match check_outcome(&outcome, cdb.name(), len_bytes) {
@@ -213,13 +215,14 @@ pub async fn execute(
     }
 }
 
-/// Has a logical unit reset: commands that it has not done are sent again.
+/// Has a logical unit reset, as a person has ordered: commands that it has not done are sent again.
 pub async fn reset(host: &Host, target: u32, lun: u32) -> Result<(), ScsiError> {
     let handle = host.handle();
     let info = handle.lock().offered::<Queues>().map(|queues| queues.info).ok_or(ScsiError::NoDriver)?;
     if info.functions & CAN_RESET_LOGICAL_UNIT == 0 {
         return Err(ScsiError::Unsupported);
     }
+    host.resets.fetch_add(1, Ordering::Relaxed);
     let asked = Asked::reset(target, lun);
     let limit = Duration::from_millis(COMMAND_MS.get());
     let outcome = with_timeout(limit, attempt::send_urgent::<Scsi>(&handle, RESET, &asked)).await;

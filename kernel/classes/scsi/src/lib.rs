@@ -13,7 +13,7 @@ extern crate alloc;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use host::domain::Handle;
 use host::requests::Server;
 use spin::Mutex;
@@ -34,6 +34,8 @@ pub struct Host {
     /// Whether the units are known from a driver that lost some. A search with another driver
     /// clears this.
     in_doubt: AtomicBool,
+    /// How often a person has ordered the reset of a unit. A reset may concern the others as well.
+    resets: AtomicU64,
     /// Units to look at again.
     stale: Mutex<Vec<(u32, u32)>>,
     /// Units for which the log has the reason why they are not used.
@@ -59,6 +61,7 @@ impl Host {
             scanned: AtomicBool::new(false),
             lost_some: AtomicBool::new(false),
             in_doubt: AtomicBool::new(false),
+            resets: AtomicU64::new(0),
             stale: Mutex::new(Vec::new()),
             told: Mutex::new(Vec::new()),
         }

@@ -22,7 +22,7 @@ build: setup
 test: build
 	@echo "test: $$($${RINGFENCE_QEMU:-qemu-system-x86_64} --version | head -n 1)"
 	@echo "test: $$(bochs --help cpu 2>&1 | grep -o -m 1 'Bochs x86 Emulator .*'), $$(rustc --version)"
-	RUST_TEST_THREADS=$$(($$(nproc) + 2)) cargo test $(FEATURES) $(ALL)
+	RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test $(FEATURES) $(ALL)
 	@echo "test: the logic of drivers, with kernels and devices that are made up"
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake $(HOST_TESTED) --lib
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake --doc

@@ -109,7 +109,7 @@ fn a_trace_costs_a_seventh_at_most() {
     let rows = text.rows();
     let row = |name: &str| *rows.iter().find(|row| row.name == name && row.ring == Some(1)).unwrap();
     let cost = row("trace/on").range[0] / row("trace/off").median;
-    assert!(cost < 1.15, "{cost}");
+    assert!(cost < 1.15, "{cost}: {:?}", [row("trace/off"), row("trace/on")]);
 }
 
 /// An unbatched frame takes one upcall: in ring 1 that is an IRETQ, a far call through the return

@@ -354,8 +354,15 @@ impl<P: Protocol, M: Words + Data> Account<P, M> {
                     let place = Consumer::<Complete<P>>::entry(queues, position) as usize;
                     if let Some(number) = sent_at(place) {
                         let result = P::result(queues, place);
-                        let detail = if result == 0 { Detail::new(&[]) } else { P::detail(queues, place) };
-                        note(&Passed::Done { number, place, result, detail: detail.bytes() });
+                        // Room for details is cleared only for a request that has some.
+                        let details;
+                        let detail = if result == 0 {
+                            &[]
+                        } else {
+                            details = P::detail(queues, place);
+                            details.bytes()
+                        };
+                        note(&Passed::Done { number, place, result, detail });
                     }
                 }
             }

@@ -53,7 +53,7 @@ if [ "${1:-}" = --print-sysroot ]; then
     exit 0
 fi
 
-[ -d "$(dirname "$0")/../target" ] || say "the first build takes some three minutes on two cores and fills 1.5 GB"
+[ -d "$(dirname "$0")/../target" ] || say "the first build takes some five minutes on two cores and fills 1.5 GB"
 
 # ---- 1. packages -----------------------------------------------------------------------------------
 missing=()

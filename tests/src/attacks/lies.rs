@@ -2,6 +2,7 @@
 //! registers of others, and pass arguments that no good driver would.
 
 use super::Attack;
+use crate::times;
 use ringfence_abi::layout::{IMAGE, MAX_DOMAINS, SLOT_SIZE, STACK_TOP, slot_base, slot_of};
 use ringfence_abi::manifest::DomainKind;
 use ringfence_abi::service::by_symbol;
@@ -314,7 +315,7 @@ pub fn extremes(kind: DomainKind) -> Vec<Attack> {
 }
 
 /// Returns random calls of every service, 4,000 at a time. Each service is called 20,000 times,
-/// except for the log, which keeps lines.
+/// except for the log, which keeps lines; a fifth of it where the long tests are left out.
 ///
 /// `limits transmit-ms 600000; insmod rogue-nic; repeat 2500 tell rogue-nic random N` makes ten
 /// million calls. `rf_panic` is not included, because each call ends the driver ([`random_panics`],
@@ -322,8 +323,8 @@ pub fn extremes(kind: DomainKind) -> Vec<Attack> {
 /// registers, it makes 1,000 wrong registrations, and it does not load unless all are refused.
 pub fn random() -> Vec<Attack> {
     let attack = |symbol| {
-        let times = if symbol == "rf_log" { 1 } else { 5 };
-        Attack::answer("rogue-nic", format!("random {}", number(symbol)), Some(4000)).times(times)
+        let rounds = if symbol == "rf_log" { 1 } else { times(5, 1) };
+        Attack::answer("rogue-nic", format!("random {}", number(symbol)), Some(4000)).times(rounds)
     };
     let mut attacks: Vec<Attack> = WITHOUT_POINTERS
         .into_iter()
@@ -331,7 +332,7 @@ pub fn random() -> Vec<Attack> {
         .chain(["rf_log", "rf_offer", "rf_answer", "rf_command"])
         .map(attack)
         .collect();
-    attacks.push(Attack::answer("rogue-scsi", "random", Some(4000)).times(5));
+    attacks.push(Attack::answer("rogue-scsi", "random", Some(4000)).times(times(5, 1)));
     attacks
 }
 

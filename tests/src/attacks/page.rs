@@ -117,7 +117,8 @@ part of the kernel, as `vmmap` shows them; the report has the address.
 `rogue`'s attacks also run, from the ISO image, under Bochs, a second and stricter model of the CPU's rings. Where the two
 differ the last table has what Bochs says, and why; nothing goes through in either.
 
-Too many for a table, but in the same boot:
+Too many for a table, but in the same boot. `make test` tries a fifth of the interrupts, of the selectors and of the random calls,
+and `make test-all` all of them:
 
 * `sandbox::no_interrupt_can_be_raised_by_instruction`: `int 0` to `int 255`, each a #GP that names its vector.
 * `sandbox::no_selector_leads_anywhere_but_to_its_own_segments`: MOV to DS, ES, FS and GS, far return, interrupt return

@@ -252,6 +252,7 @@ const INTERRUPTED: [&str; 4] = ["gate_0+0x0", "gate_0+0x2", "gate_return+0x0", "
 /// harm. TCG takes interrupts between translated blocks, so here each instruction is a block.
 /// Chance decides which instruction is hit, so the test goes on until all were hit.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn interrupts_hit_every_instruction_that_they_can() {
     let mut machine = bare("");
     step_singly(&mut machine);

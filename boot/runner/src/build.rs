@@ -12,7 +12,6 @@ use anyhow::{Context, Result, bail};
 use ringfence_abi::layout::{IMAGE, STUB_BYTES, STUBS};
 use ringfence_abi::manifest::{DomainKind, SEGMENTED_SUFFIX};
 use ringfence_abi::service::SERVICES;
-use ringfence_core::module::Module as Parsed;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -65,8 +64,6 @@ const SEGMENTED: [&str; 15] = [
 ];
 /// The modules that are built for segmented domains only.
 const SEGMENTED_ONLY: [&str; 1] = ["rogue-segment"];
-/// The most orders of a segmented module's functions that are tried.
-const MOST_ORDERS: u32 = 16;
 /// Flags for the parts of a segmented module in C.
 const C_FLAGS_32: [&str; 2] = ["-m32", "-ffunction-sections"];
 /// Flags for loader and kernel. Modules use the target's defaults, with which code is
@@ -617,39 +614,69 @@ fn link(
         return Ok(module);
     }
     let _ = fs::remove_file(&stamp_file);
-    match kind {
-        DomainKind::Paged => link_paged(toolchain, &module, objects, compile_otherwise)?,
-        DomainKind::Segmented => link_segmented(toolchain, &module, objects, compile_otherwise)?,
-    }
+    link_without_holes(kind, toolchain, &module, objects, compile_otherwise)?;
     refuse_refused(&module)?;
     replace(&stamp_file, |to| Ok(fs::write(to, &stamped)?))?;
     Ok(module)
 }
 
 /// Links a module for paged domains: a shared object that exports only its entry point.
+fn link_paged(toolchain: &Toolchain, objects: &[&Path], to: &Path) -> Result<()> {
+    let exports = target().join("module.exports");
+    write_if_changed(&exports, "{ global: rf_upcall; local: *; };\n")?;
+    let mut linker = toolchain.linker();
+    linker.args(["-shared", "-z", "now", "-z", "relro", "-z", "separate-code", "-z", "noexecstack"]);
+    linker.args(["--gc-sections", "--undefined=rf_upcall", "--undefined=rf_manifest", "--build-id=none"]);
+    linker.arg(holes::KEEP_ROOM).arg("--version-script").arg(exports).args(objects);
+    run(linker.arg("-o").arg(to), true)
+}
+
+/// Links a module for segmented domains: a 32-bit executable at its place in the slot. The
+/// addresses of the services' stubs are known, so that nothing is left to relocate; a symbol of a
+/// service is defined only if the module refers to it, and that is its request.
+fn link_segmented(toolchain: &Toolchain, objects: &[&Path], to: &Path) -> Result<()> {
+    let stubs = target().join("stubs.ld");
+    let lines = SERVICES
+        .iter()
+        .enumerate()
+        .map(|(number, service)| format!("PROVIDE({} = {:#x});\n", service.symbol, STUBS + number as u64 * STUB_BYTES));
+    // `core` for this target can unwind, and no module does: a panic ends it.
+    let unwinding = ["_Unwind_Resume", "rust_eh_personality"].map(|symbol| format!("PROVIDE({symbol} = 0);\n"));
+    write_if_changed(&stubs, &lines.chain(unwinding).collect::<String>())?;
+    let mut linker = toolchain.linker();
+    linker.args(["-m", "elf_i386", "-static", "-z", "norelro", "-z", "separate-code", "-z", "noexecstack"]);
+    linker.args(["--gc-sections", "--undefined=rf_manifest", holes::KEEP_ROOM, "--build-id=none", "-e", "rf_upcall"]);
+    linker.arg(format!("--image-base={IMAGE:#x}")).args(objects).arg(&stubs);
+    run(linker.arg("-o").arg(to), true)
+}
+
+/// Links a module so that the kernel takes its code.
 ///
 /// The bytes of a displacement may happen to form code that the kernel refuses under QEMU's TCG,
 /// above all a load of SS. Such an instruction is moved and encoded otherwise ([`holes`]). If one
 /// cannot be moved, the module is compiled in another way (`compile_otherwise`).
-fn link_paged(
+fn link_without_holes(
+    kind: DomainKind,
     toolchain: &Toolchain,
     module: &Module,
     objects: &[PathBuf],
     compile_otherwise: impl Fn(&Way) -> Result<Vec<PathBuf>>,
 ) -> Result<()> {
-    let exports = target().join("module.exports");
-    write_if_changed(&exports, "{ global: rf_upcall; local: *; };\n")?;
-    let room = target().join("moved.o");
-    replace(&room, |to| Ok(fs::write(to, holes::room()?)?))?;
+    let room = target().join(format!("moved{}.o", kind.suffix()));
+    replace(&room, |to| Ok(fs::write(to, holes::room(kind)?)?))?;
+    let link = match kind {
+        DomainKind::Paged => link_paged,
+        DomainKind::Segmented => link_segmented,
+    };
     let is_clean = |objects: &[PathBuf]| {
+        let mut objects: Vec<&Path> = objects.iter().map(PathBuf::as_path).collect();
         let mut left = 0;
         // The file has its name when it is complete: another run may be reading it.
         replace(&module.debug, |to| {
-            link_once(toolchain.linker(), &exports, objects, to)?;
+            link(toolchain, &objects, to)?;
             if holes::count(to)? > 0 && !LEFT_ALONE.contains(&&*module.name) {
-                let mut linker = toolchain.linker();
-                linker.arg(&room).arg(holes::KEEP_ROOM);
-                link_once(linker, &exports, objects, to)?;
+                objects.push(&room);
+                link(toolchain, &objects, to)?;
                 left = holes::fill(to)?;
             }
             Ok(())
@@ -668,54 +695,6 @@ fn link_paged(
         }
     }
     strip(&module.debug, &module.packed)
-}
-
-/// Links a module for segmented domains: a 32-bit executable at its place in the slot. The
-/// addresses of the services' stubs are known, so that nothing is left to relocate; a symbol of a
-/// service is defined only if the module refers to it, and that is its request.
-fn link_segmented(
-    toolchain: &Toolchain,
-    module: &Module,
-    objects: &[PathBuf],
-    compile_otherwise: impl Fn(&Way) -> Result<Vec<PathBuf>>,
-) -> Result<()> {
-    let stubs = target().join("stubs.ld");
-    let lines = SERVICES
-        .iter()
-        .enumerate()
-        .map(|(number, service)| format!("PROVIDE({} = {:#x});\n", service.symbol, STUBS + number as u64 * STUB_BYTES));
-    // `core` for this target can unwind, and no module does: a panic ends it.
-    let unwinding = ["_Unwind_Resume", "rust_eh_personality"].map(|symbol| format!("PROVIDE({symbol} = 0);\n"));
-    write_if_changed(&stubs, &lines.chain(unwinding).collect::<String>())?;
-    // Bytes of the code may happen to form an instruction that the kernel refuses under QEMU's TCG.
-    // Another order of the functions changes displacements. Another way to compile ([`WAYS`])
-    // changes displacements within functions.
-    let is_clean = |objects: &[PathBuf], order: u32| {
-        replace(&module.debug, |to| {
-            let mut linker = toolchain.linker();
-            linker.args(["-m", "elf_i386", "-static", "-z", "norelro", "-z", "separate-code", "-z", "noexecstack"]);
-            linker.args(["--gc-sections", "--undefined=rf_manifest", "--build-id=none", "-e", "rf_upcall"]);
-            linker.arg(format!("--image-base={IMAGE:#x}")).args(objects).arg(&stubs);
-            if order > 0 {
-                linker.arg(format!("--shuffle-sections=.text*={order}"));
-            }
-            run(linker.arg("-o").arg(to), true)
-        })?;
-        strip(&module.debug, &module.packed)?;
-        let packed = &module.packed;
-        let bytes = fs::read(packed).with_context(|| format!("reading {}", packed.display()))?;
-        anyhow::Ok(Parsed::parse(&bytes).is_ok_and(|module| module.holes().next().is_none()))
-    };
-    for way in std::iter::once(None).chain(WAYS.iter().map(Some)) {
-        let objects = way.map_or_else(|| Ok(objects.to_vec()), &compile_otherwise)?;
-        for order in 0..MOST_ORDERS {
-            if is_clean(&objects, order)? {
-                return Ok(());
-            }
-        }
-    }
-    // Every way left a hole, which the check of the file names.
-    Ok(())
 }
 
 /// Fails if the kernel would refuse the module.
@@ -748,13 +727,6 @@ fn stamp(objects: &[PathBuf]) -> Result<String> {
         (object, file.len(), file.modified()?).hash(&mut hasher);
     }
     Ok(format!("{:016x}", hasher.finish()))
-}
-
-fn link_once(mut linker: Command, exports: &Path, objects: &[PathBuf], to: &Path) -> Result<()> {
-    linker.args(["-shared", "-z", "now", "-z", "relro", "-z", "separate-code", "-z", "noexecstack"]);
-    linker.args(["--gc-sections", "--undefined=rf_upcall", "--undefined=rf_manifest", "--build-id=none"]);
-    linker.arg("--version-script").arg(exports).args(objects);
-    run(linker.arg("-o").arg(to), true)
 }
 
 /// Copies an ELF file without debug information. The symbols stay, because reports need them.

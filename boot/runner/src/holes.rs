@@ -9,13 +9,14 @@ use anyhow::{Context, Result};
 use iced_x86::Mnemonic::{
     self, Adc, Add, And, Cmp, Dec, Inc, Lea, Mov, Movsx, Movsxd, Movzx, Neg, Not, Or, Sbb, Sub, Test, Xor,
 };
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{Code, CodeSize, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 use object::SectionKind::{ReadOnlyData, ReadOnlyDataWithRel, ReadOnlyString};
 use object::write::{Object as Writer, Symbol, SymbolSection};
 use object::{
     Architecture, BinaryFormat, Endianness, Object, ObjectSection, ObjectSymbol, SectionKind, SymbolFlags, SymbolKind,
     SymbolScope,
 };
+use ringfence_abi::manifest::DomainKind;
 use ringfence_core::tcg;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -31,9 +32,14 @@ const FILLER: u8 = 0xcc;
 const JMP: u8 = 0xe9;
 const JMP_BYTES: usize = 5;
 
-/// Returns an object file with the section for moved instructions.
-pub fn room() -> Result<Vec<u8>> {
-    let mut object = Writer::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+/// Returns an object file with the section for moved instructions of a module for this kind of
+/// domain.
+pub fn room(kind: DomainKind) -> Result<Vec<u8>> {
+    let architecture = match kind {
+        DomainKind::Paged => Architecture::X86_64,
+        DomainKind::Segmented => Architecture::I386,
+    };
+    let mut object = Writer::new(BinaryFormat::Elf, architecture, Endianness::Little);
     let section = object.add_section(Vec::new(), b".text.rf_moved".to_vec(), SectionKind::Text);
     object.append_section_data(section, &[FILLER; ROOM_BYTES], 16);
     object.add_symbol(Symbol {
@@ -49,7 +55,7 @@ pub fn room() -> Result<Vec<u8>> {
     Ok(object.write()?)
 }
 
-/// The arguments with which the linker keeps [`room`].
+/// The argument with which the linker keeps [`room`], if it is there.
 pub const KEEP_ROOM: &str = "--undefined=rf_moved";
 
 /// Returns the number of holes in an ELF file's code.
@@ -80,6 +86,8 @@ pub fn fill(path: &Path) -> Result<usize> {
 /// The section with a module's code.
 struct Text {
     bytes: Vec<u8>,
+    /// How wide the code is, in bits: 64 or 32.
+    bits: u32,
     /// The offset of the section in its file, and its address.
     offset: usize,
     address: u64,
@@ -122,6 +130,7 @@ impl Text {
             constants.filter_map(|one| Some((one.address(), one.data().ok()?))).collect();
         let mut text = Text {
             functions,
+            bits: if file.is_64() { 64 } else { 32 },
             room: place(&room),
             targets: file.symbols().map(|symbol| symbol.address()).collect(),
             unknown: Vec::new(),
@@ -135,7 +144,8 @@ impl Text {
     }
 
     /// Finds the targets of branches, and the addresses that instructions load. The addresses of
-    /// indirect jumps are in tables of distances from the table, whose address the function loads.
+    /// indirect jumps are in tables of distances from the table, whose address the function loads,
+    /// or, in code of 32 bits, in tables of addresses.
     fn find_targets(&mut self, constants: &[(u64, &[u8])]) {
         let own = self.address..self.address + self.bytes.len() as u64;
         for function in self.functions.clone() {
@@ -145,17 +155,22 @@ impl Text {
                 if is_branch(instruction) {
                     self.targets.insert(instruction.near_branch_target());
                 }
-                if !instruction.is_ip_rel_memory_operand() {
-                    continue;
-                }
-                let loaded = instruction.ip_rel_memory_address();
+                let is_wide = self.bits == 64;
+                let loaded = match is_wide {
+                    true if instruction.is_ip_rel_memory_operand() => instruction.ip_rel_memory_address(),
+                    false if instruction.memory_displ_size() == 4 => instruction.memory_displacement32().into(),
+                    _ => continue,
+                };
                 self.targets.insert(loaded);
                 let table =
                     constants.iter().find_map(|(start, bytes)| bytes.get(loaded.checked_sub(*start)? as usize..));
                 let entries = table.unwrap_or(&[]).as_chunks::<4>().0.iter();
-                let places = entries.map(|entry| loaded.wrapping_add_signed(i32::from_le_bytes(*entry).into()));
+                let places = entries.map(|entry| match is_wide {
+                    true => loaded.wrapping_add_signed(i32::from_le_bytes(*entry).into()),
+                    false => u32::from_le_bytes(*entry).into(),
+                });
                 let places: Vec<u64> = places.filter(|place| own.contains(place)).collect();
-                has_table |= !places.is_empty();
+                has_table |= places.iter().any(|place| function.contains(&((place - self.address) as usize)));
                 self.targets.extend(places);
             }
             if instructions.iter().any(|one| one.flow_control() == FlowControl::IndirectBranch) && !has_table {
@@ -177,7 +192,7 @@ impl Text {
     /// Decodes the instructions of a function; `None` if not all of its bytes are instructions.
     fn decode(&self, function: &Range<usize>) -> Option<Vec<Instruction>> {
         let code = self.bytes.get(function.clone())?;
-        let mut decoder = Decoder::with_ip(64, code, self.address + function.start as u64, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(self.bits, code, self.address + function.start as u64, DecoderOptions::NONE);
         let instructions: Vec<Instruction> = decoder.iter().collect();
         instructions.iter().all(|instruction| !instruction.is_invalid()).then_some(instructions)
     }
@@ -271,7 +286,19 @@ fn groups(count: usize, index: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 fn is_branch(instruction: &Instruction) -> bool {
-    instruction.op_count() > 0 && instruction.op0_kind() == OpKind::NearBranch64
+    instruction.op_count() > 0 && matches!(instruction.op0_kind(), OpKind::NearBranch64 | OpKind::NearBranch32)
+}
+
+/// Returns a decoder for another encoding of an instruction.
+fn decoder<'a>(instruction: &Instruction, code: &'a [u8]) -> Decoder<'a> {
+    let bits = if instruction.code_size() == CodeSize::Code32 { 32 } else { 64 };
+    Decoder::with_ip(bits, code, instruction.ip(), DecoderOptions::NONE)
+}
+
+/// Returns the register that `register` is a part of, and that is as wide as the base register
+/// `base`.
+fn whole(register: Register, base: Register) -> Register {
+    if base.is_gpr32() { register.full_register32() } else { register.full_register() }
 }
 
 /// Returns a jump at offset `from` to offset `to`.
@@ -281,7 +308,8 @@ fn jump(from: usize, to: usize) -> [u8; JMP_BYTES] {
 }
 
 /// The encodings that are tried: as it is; with a [`NOP`] behind it; with a SIB byte; with other
-/// displacements; with both.
+/// displacements; with both. In code of 32 bits an operand may be at a fixed address; other
+/// displacements are then those from a register that is saved before.
 const VARIANTS: usize = 3 + 2 * STEPS.len();
 /// A no-operation of two bytes.
 const NOP: [u8; 2] = [0x66, 0x90];
@@ -308,6 +336,7 @@ fn encode(instruction: &Instruction, bytes: &[u8], at: u64, variant: usize) -> O
         0 | 1 => (bytes.to_vec(), 0),
         2 => (with_sib(instruction, bytes)?, 0),
         _ => match STEPS.get(variant - 3) {
+            Some(step) if has_address(instruction) => (with_base(instruction, bytes, *step)?, *step),
             Some(step) => (with_step(instruction, bytes, *step, false)?, *step),
             None => {
                 let step = *STEPS.get(variant - 3 - STEPS.len())?;
@@ -318,36 +347,105 @@ fn encode(instruction: &Instruction, bytes: &[u8], at: u64, variant: usize) -> O
     means_the_same(instruction, &code, step).then_some(code)
 }
 
+/// Returns whether an instruction's only operand in memory is at a fixed address.
+fn has_address(instruction: &Instruction) -> bool {
+    let is_memory = (0..instruction.op_count()).any(|op| instruction.op_kind(op) == OpKind::Memory);
+    is_memory
+        && instruction.code_size() == CodeSize::Code32
+        && instruction.memory_displ_size() == 4
+        && (instruction.memory_base(), instruction.memory_index()) == (Register::None, Register::None)
+}
+
+/// The registers that can stand in for a fixed address, of which an instruction names two at most.
+const BASES: [Register; 3] = [Register::ESI, Register::EDI, Register::EBX];
+
+/// Encodes an instruction with an operand at a fixed address as one with the operand at `step` from
+/// a register: the register is saved on the stack, loaded, and restored. None of that changes
+/// flags.
+fn with_base(instruction: &Instruction, bytes: &[u8], step: u32) -> Option<Vec<u8>> {
+    let named = |op: u32| instruction.op_register(op).full_register32();
+    if !names_all_registers(instruction.mnemonic()) || instruction.op_count() > 2 {
+        return None;
+    }
+    let is_free = |base: &&Register| **base != named(0) && **base != named(1);
+    let number = BASES.iter().find(is_free)?.number() as u8;
+    let mut decoder = decoder(instruction, bytes);
+    let decoded = decoder.decode();
+    let displacement = decoder.get_constant_offsets(&decoded).displacement_offset();
+    let modrm = displacement.checked_sub(1)?;
+    // ModRM names a displacement alone. Some instructions have an address and no ModRM.
+    let byte = *bytes.get(modrm).filter(|byte| **byte & 0b1100_0111 == 0b101)?;
+    let start = instruction.memory_displacement32().wrapping_sub(step);
+    let operand = [&[byte & 0b0011_1000 | 0x80 | number][..], &step.to_le_bytes()].concat();
+    Some(
+        [
+            &[PUSH | number, MOV_IMMEDIATE | number][..],
+            &start.to_le_bytes(),
+            &bytes[..modrm],
+            &operand,
+            bytes.get(displacement + 4..)?,
+            &[POP | number],
+        ]
+        .concat(),
+    )
+}
+
+/// PUSH, POP and MOV of a constant, without the number of the register.
+const PUSH: u8 = 0x50;
+const POP: u8 = 0x58;
+const MOV_IMMEDIATE: u8 = 0xb8;
+
 /// Returns whether code, as the decoder understands it, does the same as an instruction: the same
 /// operation on the same operands, with a base register that is lowered by `step` before and raised
-/// by as much afterwards.
+/// by as much afterwards, or that is loaded between PUSH and POP.
 fn means_the_same(instruction: &Instruction, code: &[u8], step: u32) -> bool {
-    let decoded: Vec<Instruction> =
-        Decoder::with_ip(64, code, instruction.ip(), DecoderOptions::NONE).into_iter().collect();
-    let moves = |one: &Instruction, by: i64| {
+    let decoded: Vec<Instruction> = decoder(instruction, code).into_iter().collect();
+    let is_wide = instruction.memory_base().is_gpr64();
+    let moves = |one: &Instruction, by: i32| {
         let base = instruction.memory_base();
-        (one.code(), one.op0_register(), one.memory_base(), one.memory_index(), one.memory_displacement64() as i64)
-            == (Code::Lea_r64_m, base, base, Register::None, by)
+        let lea = if is_wide { Code::Lea_r64_m } else { Code::Lea_r32_m };
+        (one.code(), one.op0_register(), one.memory_base(), one.memory_index(), one.memory_displacement32() as i32)
+            == (lea, base, base, Register::None, by)
     };
     let is_it = |one: &Instruction| {
         // Everything else of the two, the encoding of the operand aside, is compared by the
         // decoder.
         let mut same = *one;
-        same.set_memory_displacement64(one.memory_displacement64().wrapping_sub(step.into()));
+        same.set_memory_displacement64(match is_wide {
+            true => one.memory_displacement64().wrapping_sub(step.into()),
+            false => one.memory_displacement32().wrapping_sub(step).into(),
+        });
         same.set_memory_displ_size(instruction.memory_displ_size());
         same == *instruction
     };
-    let step = i64::from(step);
+    let (step, base) = (step as i32, instruction.memory_base());
     match &decoded[..] {
         [one] => step == 0 && is_it(one),
-        [before, one] => moves(before, -step) && is_it(one) && one.op0_register().full_register() == one.memory_base(),
+        [before, one] => moves(before, -step) && is_it(one) && whole(one.op0_register(), base) == base,
         [before, one, after] => moves(before, -step) && is_it(one) && moves(after, step),
+        [push, load, one, pop] => {
+            let base = load.op0_register();
+            let mut same = *one;
+            same.set_memory_base(Register::None);
+            same.set_memory_displacement64(load.immediate32().wrapping_add(one.memory_displacement32()).into());
+            same.set_memory_displ_size(instruction.memory_displ_size());
+            let is_named = (0..instruction.op_count()).any(|op| instruction.op_register(op).full_register32() == base);
+            (push.code(), load.code(), pop.code()) == (Code::Push_r32, Code::Mov_r32_imm32, Code::Pop_r32)
+                && (push.op0_register(), one.memory_base(), pop.op0_register()) == (base, base, base)
+                && base != Register::ESP
+                && !is_named
+                && same == *instruction
+        }
         _ => false,
     }
 }
 
 /// Encodes a branch with a distance of 32 bits.
 fn encode_branch(instruction: &Instruction, at: u64) -> Option<Vec<u8>> {
+    // A call of the next instruction finds out where it is.
+    if instruction.near_branch_target() == instruction.next_ip() {
+        return None;
+    }
     let opcode: Vec<u8> = match instruction.flow_control() {
         FlowControl::UnconditionalBranch => vec![JMP],
         FlowControl::Call => vec![0xe8],
@@ -363,7 +461,7 @@ fn encode_branch(instruction: &Instruction, at: u64) -> Option<Vec<u8>> {
 
 /// Returns the offset of an instruction's displacement of 32 bits.
 fn displacement_of(instruction: &Instruction, bytes: &[u8]) -> Option<usize> {
-    let mut decoder = Decoder::with_ip(64, bytes, instruction.ip(), DecoderOptions::NONE);
+    let mut decoder = decoder(instruction, bytes);
     let decoded = decoder.decode();
     let offsets = decoder.get_constant_offsets(&decoded);
     (offsets.displacement_size() == 4).then(|| offsets.displacement_offset())
@@ -385,7 +483,7 @@ fn with_sib(instruction: &Instruction, bytes: &[u8]) -> Option<Vec<u8>> {
 /// and a displacement, and the length of the displacement. `sib` says that there is a SIB byte even
 /// if the operand needs none.
 fn modrm_of(instruction: &Instruction, bytes: &[u8], sib: bool) -> Option<(usize, usize)> {
-    let mut decoder = Decoder::with_ip(64, bytes, instruction.ip(), DecoderOptions::NONE);
+    let mut decoder = decoder(instruction, bytes);
     let decoded = decoder.decode();
     let offsets = decoder.get_constant_offsets(&decoded);
     let displacement = offsets.has_displacement().then(|| offsets.displacement_offset())?;
@@ -394,7 +492,9 @@ fn modrm_of(instruction: &Instruction, bytes: &[u8], sib: bool) -> Option<(usize
     let has_sib = sib || instruction.memory_index() != Register::None || base.number() & 7 == 4;
     let at = displacement.checked_sub(1 + usize::from(has_sib))?;
     let byte = *bytes.get(at)?;
-    let is_it = base.is_gpr64() && matches!(byte >> 6, 1 | 2) && (byte & 7 == 4) == has_sib;
+    let is_wide = instruction.code_size() == CodeSize::Code64;
+    let is_address = if is_wide { base.is_gpr64() } else { base.is_gpr32() };
+    let is_it = is_address && matches!(byte >> 6, 1 | 2) && (byte & 7 == 4) == has_sib;
     is_it.then_some((at, offsets.displacement_size()))
 }
 
@@ -404,12 +504,12 @@ fn with_step(instruction: &Instruction, bytes: &[u8], step: u32, sib: bool) -> O
     let (modrm, displacement_bytes) = modrm_of(instruction, bytes, sib)?;
     let base = instruction.memory_base();
     // An interrupt in ring 0 uses the driver's stack, which may be nearly full.
-    if base == Register::RSP && step > MOST_OF_STACK {
+    if matches!(base, Register::RSP | Register::ESP) && step > MOST_OF_STACK {
         return None;
     }
     // The base register must be nothing but the base, or else the register that is loaded as a
     // whole.
-    let is_base = |register: Register| register != Register::None && register.full_register() == base;
+    let is_base = |register: Register| register != Register::None && whole(register, base) == base;
     let named = |op: u32| instruction.op_kind(op) == OpKind::Register && is_base(instruction.op_register(op));
     let loads = matches!(instruction.mnemonic(), Mov | Movzx | Movsx | Movsxd | Lea)
         && named(0)
@@ -427,10 +527,11 @@ fn with_step(instruction: &Instruction, bytes: &[u8], step: u32, sib: bool) -> O
     wide.extend(bytes.get(operand_end + displacement_bytes..)?);
     let lea = |step: i32| -> Vec<u8> {
         let number = base.number() as u8;
-        let rex = 0x48 | if number >= 8 { 5 } else { 0 };
+        let rex = [0x48 | if number >= 8 { 5 } else { 0 }];
+        let rex: &[u8] = if base.is_gpr64() { &rex } else { &[] };
         let low = number & 7;
         let sib: &[u8] = if low == 4 { &[0x24] } else { &[] };
-        [&[rex, 0x8d, 0x80 | low << 3 | low][..], sib, &step.to_le_bytes()].concat()
+        [rex, &[0x8d, 0x80 | low << 3 | low], sib, &step.to_le_bytes()].concat()
     };
     let restored = if loads { Vec::new() } else { lea(step as i32) };
     Some([lea(-(step as i32)), wide, restored].concat())
@@ -472,12 +573,13 @@ mod tests {
     }
 
     fn text(bytes: &[u8]) -> Vec<String> {
-        let text_of = |instruction: &Instruction| {
-            let mut text = String::new();
-            iced_x86::IntelFormatter::new().format(instruction, &mut text);
-            text
-        };
-        decoded(bytes).iter().map(text_of).collect()
+        decoded(bytes).iter().map(shown).collect()
+    }
+
+    fn shown(instruction: &Instruction) -> String {
+        let mut text = String::new();
+        iced_x86::IntelFormatter::new().format(instruction, &mut text);
+        text
     }
 
     fn encoded(bytes: &[u8], variant: usize) -> Option<Vec<String>> {
@@ -507,6 +609,63 @@ mod tests {
             encoded(&[0x4d, 0x8b, 0xb6, 0x8e, 0xd0, 0, 0], 3).unwrap(),
             ["lea r14,[r14-8]", "mov r14,[r14+0D096h]"]
         );
+    }
+
+    /// Returns the first instruction of 32-bit code.
+    fn decoded_32(bytes: &[u8]) -> Instruction {
+        Decoder::with_ip(32, bytes, 0x1000, DecoderOptions::NONE).decode()
+    }
+
+    fn encoded_32(bytes: &[u8], variant: usize) -> Option<Vec<String>> {
+        let code = encode(&decoded_32(bytes), bytes, 0x9000, variant)?;
+        Some(Decoder::with_ip(32, &code, 0x9000, DecoderOptions::NONE).iter().map(|one| shown(&one)).collect())
+    }
+
+    #[test]
+    fn another_encoding_of_32_bits_means_the_same() {
+        // mov ecx,[esi+0F4h]
+        const LOAD: [u8; 6] = [0x8b, 0x8e, 0xf4, 0, 0, 0];
+        assert_eq!(encoded_32(&LOAD, 2).unwrap(), ["mov ecx,[esi+0F4h]"]);
+        assert_eq!(encoded_32(&LOAD, 3).unwrap(), ["lea esi,[esi-8]", "mov ecx,[esi+0FCh]", "lea esi,[esi+8]"]);
+        // A register that is loaded is not restored, and the stack pointer moves little.
+        assert_eq!(encoded_32(&[0x8b, 0xb6, 0x8e, 0x10, 0, 0], 3).unwrap(), ["lea esi,[esi-8]", "mov esi,[esi+1096h]"]);
+        let of_stack = [0x8b, 0x84, 0x24, 0x8e, 0x10, 0, 0];
+        assert_eq!(encoded_32(&of_stack, 3).unwrap(), ["lea esp,[esp-8]", "mov eax,[esp+1096h]", "lea esp,[esp+8]"]);
+        assert_eq!(encoded_32(&of_stack, 6), None);
+        // An index is kept.
+        assert_eq!(
+            encoded_32(&[0x8d, 0x4c, 0x8e, 0x3c], 3).unwrap(),
+            ["lea esi,[esi-8]", "lea ecx,[esi+ecx*4+44h]", "lea esi,[esi+8]"]
+        );
+        // A call of the next instruction finds out where it is, and must stay there.
+        assert_eq!(encoded_32(&[0xe8, 0, 0, 0, 0], 0), None);
+        assert_eq!(encoded_32(&[0xe8, 0x8e, 0x10, 0, 0], 0).unwrap(), ["call 00002093h"]);
+    }
+
+    #[test]
+    fn an_operand_at_a_fixed_address_gets_a_base() {
+        // cmp dl,[430A8Eh], and mov dword [430A8Eh],7
+        assert_eq!(
+            encoded_32(&[0x3a, 0x15, 0x8e, 0x0a, 0x43, 0], 3).unwrap(),
+            ["push esi", "mov esi,430A86h", "cmp dl,[esi+8]", "pop esi"]
+        );
+        assert_eq!(
+            encoded_32(&[0xc7, 0x05, 0x8e, 0x0a, 0x43, 0, 7, 0, 0, 0], 3).unwrap(),
+            ["push esi", "mov esi,430A86h", "mov dword ptr [esi+8],7", "pop esi"]
+        );
+        // Registers that are named are left alone: mov esi,[430A8Eh]
+        let load = [0x8b, 0x35, 0x8e, 0x0a, 0x43, 0];
+        assert_eq!(encoded_32(&load, 3).unwrap(), ["push edi", "mov edi,430A86h", "mov esi,[edi+8]", "pop edi"]);
+        // What uses the stack stays: push dword [430A8Eh]
+        assert_eq!(encoded_32(&[0xff, 0x35, 0x8e, 0x0a, 0x43, 0], 3), None);
+        // Another address, another register, one that is not restored, and one that is named.
+        let code = encode(&decoded_32(&load), &load, 0x9000, 3).unwrap();
+        assert!(means_the_same(&decoded_32(&load), &code, 8));
+        for (at, byte) in [(2, 0x87), (7, 0x86), (7, 0xbe), (code.len() - 1, 0x5e), (0, 0x56)] {
+            let mut wrong = code.clone();
+            wrong[at] = byte;
+            assert!(!means_the_same(&decoded_32(&load), &wrong, 8), "{wrong:02x?}");
+        }
     }
 
     #[test]
@@ -542,11 +701,15 @@ mod tests {
 
     /// Returns code with one function and some room behind it, and constants.
     fn code(function: &[u8], constants: &[(u64, &[u8])]) -> Text {
+        code_of(64, function, constants)
+    }
+
+    fn code_of(bits: u32, function: &[u8], constants: &[(u64, &[u8])]) -> Text {
         let bytes = [function, &[FILLER; 256]].concat();
         let room = function.len()..bytes.len();
         let functions = std::iter::once(0..function.len()).collect();
         let (targets, unknown, left) = Default::default();
-        let mut text = Text { bytes, offset: 0, address: 0x1000, functions, room, targets, unknown, left };
+        let mut text = Text { bytes, bits, offset: 0, address: 0x1000, functions, room, targets, unknown, left };
         text.find_targets(constants);
         text
     }
@@ -595,6 +758,24 @@ mod tests {
         let mut unknown = code(&function, &[]);
         assert_eq!((unknown.unknown.len(), &unknown.unknown[0]), (1, &(0..13)));
         assert!(!unknown.mend(8));
+    }
+
+    #[test]
+    fn a_table_of_32_bits_has_addresses() {
+        // jmp [eax*4+2000h], and mov ebx,2 with a short jump that has a hole.
+        let function =
+            [&[0xff, 0x24, 0x85, 0, 0x20, 0, 0][..], &[0xbb, 2, 0, 0, 0, 0xeb, 0x8e, 0xbb, 1, 0, 0, 0, 0xc3]];
+        let function = function.concat();
+        let with = |entries: [u32; 2]| code_of(32, &function, &[(0x2000, &entries.map(u32::to_le_bytes).concat())]);
+        let mut text = with([0x1007, 0x100e]);
+        assert!(text.targets.contains(&0x100e) && text.unknown.is_empty());
+        assert!(text.mend(13) && text.holes().is_empty());
+        assert_eq!((text.left.len(), &text.left[0], text.bytes[7]), (1, &(7..14), JMP));
+        // The jump with the hole is where an entry leads to; the instruction behind it as well.
+        assert!(!with([0x100c, 0x100e]).mend(13));
+        // A table of other functions is not the one that the jump goes by.
+        let unknown = with([0x7777, 0x9999]);
+        assert_eq!((unknown.unknown.len(), &unknown.unknown[0]), (1, &(0..function.len())));
     }
 
     #[test]

@@ -121,8 +121,15 @@ fn collect(tokens: TokenStream, prefix: &[String], found: &mut Vec<Vec<String>>)
     found.push(path);
 }
 
+/// Returns the exported macros, and the module that each is defined in.
+fn macros(sources: &Sources) -> BTreeMap<&str, &Module> {
+    let exporting = sources.iter().filter(|(_, text)| text.contains("#[macro_export]"));
+    let defined = exporting.flat_map(|(module, text)| text.split("macro_rules! ").skip(1).map(move |at| (at, module)));
+    defined.filter_map(|(at, module)| Some((at.split_once(' ')?.0, module))).collect()
+}
+
 /// Returns the longest module that `path` begins with, when it is used in `module`.
-fn target(module: &Module, path: &[String], sources: &Sources) -> Option<Module> {
+fn target(module: &Module, path: &[String], sources: &Sources, macros: &BTreeMap<&str, &Module>) -> Option<Module> {
     let (first, rest) = path.split_first()?;
     let mut base = match first.as_str() {
         "crate" => module[..1].to_vec(),
@@ -137,11 +144,10 @@ fn target(module: &Module, path: &[String], sources: &Sources) -> Option<Module>
     }
     let whole = [base, rest.to_vec()].concat();
     // Exported macros are at the crate's root, wherever they are defined.
-    if let [_, name] = whole.as_slice() {
-        let defines = |text: &str| text.contains("#[macro_export]") && text.contains(&format!("macro_rules! {name} "));
-        if let Some((module, _)) = sources.iter().find(|(_, text)| defines(text)) {
-            return Some(module.clone());
-        }
+    if let [_, name] = whole.as_slice()
+        && let Some(module) = macros.get(name.as_str())
+    {
+        return Some((*module).clone());
     }
     (1..=whole.len()).rev().map(|len| whole[..len].to_vec()).find(|module| sources.contains_key(module))
 }
@@ -149,9 +155,10 @@ fn target(module: &Module, path: &[String], sources: &Sources) -> Option<Module>
 /// Returns all imports, as pairs of the importing and the imported module.
 fn arrows(sources: &Sources) -> BTreeSet<(Module, Module)> {
     let mut arrows = BTreeSet::new();
+    let macros = macros(sources);
     for (module, text) in sources {
         let tokens: TokenStream = text.parse().unwrap_or_else(|error| panic!("{}: {error}", module.join("::")));
-        let targets = paths(tokens).into_iter().filter_map(|path| target(module, &path, sources));
+        let targets = paths(tokens).into_iter().filter_map(|path| target(module, &path, sources, &macros));
         arrows.extend(targets.filter(|target| target != module).map(|target| (module.clone(), target)));
     }
     arrows

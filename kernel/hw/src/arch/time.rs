@@ -11,6 +11,12 @@ pub const TICK_HZ: u32 = 250;
 
 static TSC_PER_SECOND: AtomicU64 = AtomicU64::new(1_000_000_000);
 static TSC_PER_TICK: AtomicU64 = AtomicU64::new(u64::MAX);
+/// Nanoseconds that a TSC tick takes, times 2 to the power of [`NS_SHIFT`]: a multiplication by it
+/// takes a tenth of the instructions of a division by the rate.
+static NS_PER_TSC: AtomicU64 = AtomicU64::new(1 << NS_SHIFT);
+/// A tick takes at most 1,000 ns ([`SLOWEST_TSC`]), so the product fits into 64 bits. It is exact
+/// to 2 parts in 10^15, which is a nanosecond in six days.
+const NS_SHIFT: u32 = 52;
 static TSC_AT_START: AtomicU64 = AtomicU64::new(0);
 
 /// A TSC rate in Hz below that of any CPU, real or emulated. A slower measurement is not believed.
@@ -29,6 +35,8 @@ pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
     )?;
     TSC_PER_SECOND.store(per_second, Ordering::Relaxed);
     TSC_PER_TICK.store(per_second / u64::from(TICK_HZ), Ordering::Relaxed);
+    // Rounded up, so that a second's ticks take a second.
+    NS_PER_TSC.store((1_000_000_000_u128 << NS_SHIFT).div_ceil(u128::from(per_second)) as u64, Ordering::Relaxed);
     if measure == PIT {
         clock::start_pit_channel_0((PIT_HZ / TICK_HZ) as u16);
         return Ok(());
@@ -55,7 +63,7 @@ pub fn tsc_per_tick() -> u64 {
 
 /// Returns the nanoseconds that `ticks` TSC ticks take.
 pub fn nanoseconds(ticks: u64) -> u64 {
-    (u128::from(ticks) * 1_000_000_000 / u128::from(tsc_per_second())) as u64
+    (u128::from(ticks) * u128::from(NS_PER_TSC.load(Ordering::Relaxed)) >> NS_SHIFT) as u64
 }
 
 /// Returns the nanoseconds since [`init`].

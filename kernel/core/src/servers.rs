@@ -2,9 +2,13 @@
 //! generator (RFC 864) over TCP. [`is_harmless`] filters out frames on which smoltcp 0.14 would
 //! panic. `tests/tests/fuzz_stack.rs` looks for more.
 
+use alloc::sync::Arc;
+use alloc::task::Wake;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::Waker;
 use sha2::{Digest, Sha256};
 use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
@@ -70,6 +74,30 @@ pub struct Servers {
     last_echoed: Option<Echoed>,
     /// Returns whether there is memory for so many bytes more.
     has_room: fn(usize) -> bool,
+    /// Whether one of the sockets has changed since the servers looked at them.
+    changed: Arc<Changed>,
+    /// What a socket wakes when it changes.
+    on_change: Waker,
+}
+
+/// Set when a socket of a server changes. Most frames are not for a server, whose sockets need not
+/// be looked at then.
+struct Changed(AtomicBool);
+
+impl Changed {
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Wake for Changed {
+    fn wake(self: Arc<Changed>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Memory that the TCP sockets take from the start, in bytes.
@@ -106,7 +134,10 @@ impl Servers {
         }
         let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 64], vec![0; 64 * 1500]);
         let udp_echo = sockets.add(udp::Socket::new(buffer(), buffer()));
-        Servers { tcp, udp_echo, last_echoed: None, has_room }
+        // At first the sockets are to listen.
+        let changed = Arc::new(Changed(AtomicBool::new(true)));
+        let on_change = Waker::from(changed.clone());
+        Servers { tcp, udp_echo, last_echoed: None, has_room, changed, on_change }
     }
 
     /// Keeps a socket listening on each port. If none listens, makes another one, as long as the
@@ -172,9 +203,12 @@ impl Servers {
                 PollIngressSingleResult::PacketProcessed => {}
                 PollIngressSingleResult::SocketStateChanged => {
                     changed = true;
-                    self.forget_who_gave_up(sockets);
-                    // A socket must listen before the next frame, which may be another peer's SYN.
-                    self.keep_listening(sockets);
+                    if self.changed.is_set() {
+                        self.forget_who_gave_up(sockets);
+                        // A socket must listen before the next frame, which may be another peer's
+                        // SYN.
+                        self.keep_listening(sockets);
+                    }
                 }
             }
         }
@@ -199,9 +233,13 @@ impl Servers {
         }
     }
 
-    /// Moves all data that can be moved, and closes the connections that are to be closed. Returns
-    /// whether the stack has something to send for that.
+    /// Moves all data that can be moved, and closes the connections that are to be closed, if a
+    /// socket has changed: by a frame, or because its time was over. Returns whether the stack has
+    /// something to send for that.
     pub fn serve(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+        if !self.changed.take() {
+            return false;
+        }
         let mut moved = false;
         // A socket that was made for a connection is removed with it.
         self.tcp.retain(|listener| {
@@ -212,11 +250,10 @@ impl Servers {
             !goes
         });
         for listener in &mut self.tcp {
-            let socket = sockets.get_mut::<tcp::Socket>(listener.handle);
-            if !socket.is_open() {
+            if !sockets.get::<tcp::Socket>(listener.handle).is_open() {
                 listener.listen(sockets);
-                continue;
             }
+            let socket = sockets.get_mut::<tcp::Socket>(listener.handle);
             let waits = matches!(socket.state(), tcp::State::Listen | tcp::State::SynReceived);
             if !waits && socket.timeout() == Some(HANDSHAKE) {
                 socket.set_timeout(Some(SILENCE));
@@ -235,6 +272,9 @@ impl Servers {
                     self.last_echoed = Some(core::mem::take(&mut listener.echoed));
                 }
             }
+            // A socket that has woken its waker has none.
+            socket.register_recv_waker(&self.on_change);
+            socket.register_send_waker(&self.on_change);
         }
         let socket = sockets.get_mut::<udp::Socket>(self.udp_echo);
         if !socket.is_open() {
@@ -248,6 +288,8 @@ impl Servers {
             let _ = socket.send_slice(&data, from.endpoint);
             moved = true;
         }
+        socket.register_recv_waker(&self.on_change);
+        socket.register_send_waker(&self.on_change);
         moved
     }
 }

@@ -44,12 +44,15 @@ impl OwnSocket {
         let mut interfaces = INTERFACES.lock();
         let interface = interfaces.iter_mut().find(|interface| interface.number == number);
         let interface = interface.ok_or("the interface is gone")?;
+        interface.is_used = true;
         Ok(OwnSocket { interface: number, handle: interface.sockets.add(socket) })
     }
 
     /// Finds the socket's interface.
     pub(crate) fn interface<'a>(&self, interfaces: &'a mut [Interface]) -> Option<&'a mut Interface> {
-        interfaces.iter_mut().find(|interface| interface.number == self.interface)
+        let interface = interfaces.iter_mut().find(|interface| interface.number == self.interface)?;
+        interface.is_used = true;
+        Some(interface)
     }
 
     /// Returns the socket, unless its interface is gone.

@@ -75,8 +75,11 @@ pub struct Interface {
     offload: Offload,
     room: Box<Room>,
     pub servers: Servers,
-    /// When the stack has something to do by itself, as it said last.
+    /// When the stack has something to do by itself, as it said last. It is kept while there is no
+    /// driver.
     stack_at: Option<smoltcp::time::Instant>,
+    /// Whether a client has used its socket since the stack had its turn.
+    pub is_used: bool,
     /// The addresses that programs were told last.
     told: Vec<Ipv4Cidr>,
     /// When programs were told an address last.
@@ -191,8 +194,9 @@ impl Interface {
             offload: Offload::empty(),
             room: Room::new(),
             servers,
+            stack_at: None,
             // At first the servers begin to listen.
-            stack_at: Some(smoltcp::time::Instant::ZERO),
+            is_used: true,
             told: Vec::new(),
             told_at: None,
             told_link: ToldLink { is_up: true, since: None, count: 0 },
@@ -345,12 +349,19 @@ impl Interface {
                 Ok(wishes)
             }
             Link::Loopback(loopback) => {
+                let now = now();
+                // Nothing comes from outside. The task looks here for each frame of another
+                // interface.
+                if !core::mem::take(&mut self.is_used) && self.stack_at.is_none_or(|at| at > now) {
+                    return Ok(Wishes::default());
+                }
                 loop {
-                    let changed = self.servers.poll(&mut self.stack, now(), loopback, &mut self.sockets);
+                    let changed = self.servers.poll(&mut self.stack, now, loopback, &mut self.sockets);
                     if !self.servers.serve(&mut self.sockets) && !changed {
                         break;
                     }
                 }
+                self.stack_at = self.stack.poll_at(now, &self.sockets);
                 Ok(Wishes::default())
             }
         }
@@ -358,10 +369,11 @@ impl Interface {
 
     fn serve_driver(&mut self, queues: &mut super::queues::Queues) -> Result<Wishes, Cause> {
         let (mut cause, mut change) = (None, None);
+        let now = now();
         if queues.take_link_up()
             && let Addressing::Dhcp(client) = &mut self.addressing
         {
-            client.confirm(now());
+            client.confirm(now);
         }
         loop {
             let dhcp = match &mut self.addressing {
@@ -370,22 +382,20 @@ impl Interface {
             };
             let mut device =
                 Adapter { mtu: self.mtu, queues, room: &mut self.room, cause: &mut cause, dhcp, change: &mut change };
-            let changed = self.servers.poll(&mut self.stack, now(), &mut device, &mut self.sockets);
+            self.servers.poll(&mut self.stack, now, &mut device, &mut self.sockets);
             if let Some(cause) = cause {
                 return Err(cause);
             }
-            // A socket has something for its server, or is to listen again, only if it has changed:
-            // by a frame, or because its time was over, of which the stack does not tell.
-            let is_due = self.stack_at.take().is_some_and(|at| at <= now());
-            if !(changed || is_due) || !self.servers.serve(&mut self.sockets) {
+            if !self.servers.serve(&mut self.sockets) {
                 break;
             }
         }
+        self.stack_at = self.stack.poll_at(now, &self.sockets);
         // Apply the change from a received answer. Then send a message or end the lease, if that is
         // due.
         while let Addressing::Dhcp(client) = &mut self.addressing {
             if change.is_none() && queues.can_send()? {
-                let (frame, due) = client.poll(now());
+                let (frame, due) = client.poll(now);
                 change = due;
                 if let Some(frame) = &frame {
                     queues.send(frame, None)?;
@@ -447,7 +457,7 @@ impl Interface {
     }
 
     /// Returns when the stack or the DHCP client has something to do without a new frame.
-    pub fn poll_at(&mut self) -> Option<Instant> {
+    pub fn poll_at(&self) -> Option<Instant> {
         if !self.is_up {
             return None;
         }
@@ -457,8 +467,6 @@ impl Interface {
         };
         // The stack does not say when it has to answer a router's query about groups (RFC 2236, 3).
         let in_groups = (!self.groups.is_empty()).then(|| now() + smoltcp::time::Duration::from_secs(1));
-        // A time that was not seen to, because the driver was gone, is kept.
-        self.stack_at = self.stack_at.into_iter().chain(self.stack.poll_at(now(), &self.sockets)).min();
         let at = self.stack_at.into_iter().chain(due).chain(in_groups).min();
         at.map(|at| Instant::from_micros(at.total_micros().max(0) as u64))
     }

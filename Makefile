@@ -9,6 +9,7 @@
 ALL_FEATURES = --features ringfence-tests/perfetto
 # The drivers whose logic has tests on the host.
 HOST_TESTED = $(addprefix -p rf-,am53c974 ide ne2k-pci rtl8139 template virtio-net)
+TEST_DRIVERS = cargo test -p ringfence-sdk --features ringfence-sdk/fake $(HOST_TESTED)
 
 run: setup
 	cargo run
@@ -17,14 +18,14 @@ run: setup
 build: setup
 	cargo build --bin ringfence
 	@target=$$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'); \
-	"$$target/debug/ringfence" build & nice cargo test --no-run $(FEATURES) && wait $$!
+	"$$target/debug/ringfence" build & nice cargo test --no-run $(FEATURES) && nice $(TEST_DRIVERS) --lib --no-run && wait $$!
 
 test: build
 	@echo "test: $$($${RINGFENCE_QEMU:-qemu-system-x86_64} --version | head -n 1)"
 	@echo "test: $$(bochs --help cpu 2>&1 | grep -o -m 1 'Bochs x86 Emulator .*'), $$(rustc --version)"
 	RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test $(FEATURES) $(ALL)
 	@echo "test: the logic of drivers, with kernels and devices that are made up"
-	cargo test -p ringfence-sdk --features ringfence-sdk/fake $(HOST_TESTED) --lib
+	$(TEST_DRIVERS) --lib
 	cargo test -p ringfence-sdk --features ringfence-sdk/fake --doc
 
 test-all: FEATURES = $(ALL_FEATURES)

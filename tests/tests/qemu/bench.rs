@@ -9,6 +9,7 @@ use std::process::Command;
 
 /// The benchmark does not wait for ever for a device that keeps interrupting and delivers nothing.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_driver_without_answers_does_not_hold_the_benchmark() {
     let mut machine = machine("insmod rogue-nic; tell rogue-nic silent; bench nic/rx; lsmod; bench nope");
     machine.contents.autoload = false;

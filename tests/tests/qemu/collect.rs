@@ -58,6 +58,7 @@ pub fn tshark(path: &Path, arguments: &[&str]) -> Vec<String> {
 
 /// A capture has the target of a command, and the sense data of one that fails.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_capture_tells_targets_apart_and_has_sense_data() {
     let folder = tempfile::tempdir().unwrap();
     let [pcap, failing] = ["t.pcapng", "failing"].map(|name| folder.path().join(name));
@@ -237,6 +238,7 @@ fn an_interrupt_ends_it_with_all_that_has_come() {
 /// A trace that no program asks for any more ends by itself. A program that was stopped meanwhile
 /// says so.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_program_that_is_gone_is_forgotten() {
     let mut running = at_prompt(bare(""));
     run_well(&mut running, "insmod template");

@@ -649,6 +649,7 @@ fn a_finished_file_is_checked() {
 /// A package in another folder that depends on the SDK by its path is built, checked and named like
 /// the project's own modules.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_driver_in_a_folder_of_ones_own_is_a_module() {
     system();
     let folder = tempfile::tempdir().unwrap();

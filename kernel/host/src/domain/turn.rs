@@ -125,6 +125,7 @@ pub fn poll_clock() -> u64 {
 }
 
 /// Returns the debt in TSC ticks above which a driver must rest.
+#[inline]
 fn most() -> u64 {
-    TURN_MS.get() * (time::tsc_per_second() / 1000)
+    TURN_MS.get() * time::tsc_per_ms()
 }

@@ -11,6 +11,7 @@ pub const TICK_HZ: u32 = 250;
 
 static TSC_PER_SECOND: AtomicU64 = AtomicU64::new(1_000_000_000);
 static TSC_PER_TICK: AtomicU64 = AtomicU64::new(u64::MAX);
+static TSC_PER_MS: AtomicU64 = AtomicU64::new(1_000_000);
 /// Nanoseconds that a TSC tick takes, times 2 to the power of [`NS_SHIFT`]: a multiplication by it
 /// takes a tenth of the instructions of a division by the rate.
 static NS_PER_TSC: AtomicU64 = AtomicU64::new(1 << NS_SHIFT);
@@ -35,6 +36,7 @@ pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
     )?;
     TSC_PER_SECOND.store(per_second, Ordering::Relaxed);
     TSC_PER_TICK.store(per_second / u64::from(TICK_HZ), Ordering::Relaxed);
+    TSC_PER_MS.store(per_second / 1000, Ordering::Relaxed);
     // Rounded up, so that a second's ticks take a second.
     NS_PER_TSC.store((1_000_000_000_u128 << NS_SHIFT).div_ceil(u128::from(per_second)) as u64, Ordering::Relaxed);
     if measure == PIT {
@@ -53,6 +55,12 @@ pub fn init(clocks: &Clocks) -> Result<(), &'static str> {
 /// Returns the TSC ticks per second.
 pub fn tsc_per_second() -> u64 {
     TSC_PER_SECOND.load(Ordering::Relaxed)
+}
+
+/// Returns the TSC ticks per millisecond.
+#[inline]
+pub fn tsc_per_ms() -> u64 {
+    TSC_PER_MS.load(Ordering::Relaxed)
 }
 
 /// Returns the TSC ticks per timer tick.

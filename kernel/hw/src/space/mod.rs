@@ -101,13 +101,16 @@ pub struct Space {
     set_aside: bool,
     /// The state that resumes the driver, if it sleeps.
     asleep: Cell<Option<Asleep>>,
-    /// The slot in which the driver can be entered: its own, or none while the driver sleeps.
-    enters: Cell<usize>,
+    /// The half terabyte in which the driver can be entered, by its number: that of its slot, or
+    /// none while the driver sleeps.
+    enters: Cell<u64>,
     /// The registers of its device whose accesses are seen.
     watched: watched::Watched,
 }
 
 const _: () = assert!((SERVICE_COUNT as u64 + 1) * STUB_BYTES <= PAGE_SIZE);
+/// No address divided by [`SLOT_SIZE`] is this number.
+const NOWHERE: u64 = u64::MAX;
 /// The word of the stack's last page that a driver's first RSP points to ([`Space::first_rsp`]).
 const FIRST_RSP_WORD: usize = (PAGE_SIZE as usize - 16) / size_of::<u64>() - 1;
 
@@ -144,7 +147,7 @@ impl Space {
             lent: Vec::new(),
             set_aside: false,
             asleep: Cell::new(None),
-            enters: Cell::new(slot),
+            enters: Cell::new(slot_base(slot) / SLOT_SIZE),
             watched: watched::Watched::default(),
         };
         let root = Root::of(&space.root);
@@ -257,26 +260,26 @@ impl Space {
 
     /// Returns whether the driver sleeps ([`crate::upcall::Current::sleep`]).
     pub fn is_asleep(&self) -> bool {
-        self.enters.get() != self.slot
+        self.enters.get() == NOWHERE
     }
 
     /// Returns whether the driver can be entered at `rip`: the address must be in its slot, and the
     /// driver must not sleep, because a part of its stack may then hold the kernel's registers.
     #[inline(always)]
     pub(crate) fn can_be_entered(&self, rip: u64) -> bool {
-        slot_of(rip) == Some(self.enters.get())
+        rip / SLOT_SIZE == self.enters.get()
     }
 
     /// Keeps the state that resumes the driver, which sleeps from now on.
     pub(crate) fn fall_asleep(&self, asleep: Asleep) {
         self.asleep.set(Some(asleep));
-        self.enters.set(usize::MAX);
+        self.enters.set(NOWHERE);
     }
 
     /// Returns the state that resumes the driver, which does not sleep any more; `None` if it did
     /// not sleep.
     pub(crate) fn wake(&self) -> Option<Asleep> {
-        self.enters.set(self.slot);
+        self.enters.set(slot_base(self.slot) / SLOT_SIZE);
         self.asleep.take()
     }
 

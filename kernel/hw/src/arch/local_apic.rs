@@ -10,6 +10,7 @@ use super::msr;
 use crate::memory::registers::Registers;
 use core::sync::atomic::{AtomicBool, Ordering};
 use ringfence_abi::layout::PAGE_SIZE;
+use spin::Once;
 
 const ENABLED: u64 = 1 << 11;
 const X2APIC: u64 = 1 << 10;
@@ -120,23 +121,34 @@ pub fn end() {
     write(END_OF_INTERRUPT, 0);
 }
 
+/// Where the registers are, as firmware has left it.
+enum Way {
+    /// In memory, if that is mapped.
+    Memory(Option<Registers>),
+    /// Among the CPU's own registers (x2APIC mode).
+    Msrs,
+}
+
+/// Returns where the registers are. This is not looked up for each interrupt.
+fn way() -> &'static Way {
+    static WAY: Once<Way> = Once::new();
+    WAY.call_once(|| match base() {
+        base if base & X2APIC != 0 => Way::Msrs,
+        base => Way::Memory(Registers::at(base & 0xffff_f000, PAGE_SIZE)),
+    })
+}
+
 fn write(register: u32, value: u32) {
-    let base = base();
-    if base & X2APIC != 0 {
-        msr::x2apic(register).write(value.into());
-    } else if let Some(registers) = registers(base) {
-        registers.write32(register.into(), value);
+    match way() {
+        Way::Msrs => msr::x2apic(register).write(value.into()),
+        Way::Memory(Some(registers)) => registers.write32(register.into(), value),
+        Way::Memory(None) => {}
     }
 }
 
 fn read(register: u32) -> u32 {
-    let base = base();
-    if base & X2APIC != 0 {
-        return msr::x2apic(register).read() as u32;
+    match way() {
+        Way::Msrs => msr::x2apic(register).read() as u32,
+        Way::Memory(registers) => registers.as_ref().map_or(0, |registers| registers.read32(register.into())),
     }
-    registers(base).map_or(0, |registers| registers.read32(register.into()))
-}
-
-fn registers(base: u64) -> Option<Registers> {
-    Registers::at(base & 0xffff_f000, PAGE_SIZE)
 }

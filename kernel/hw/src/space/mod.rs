@@ -77,6 +77,8 @@ impl fmt::Display for Ring {
 /// A domain's address space. Dropping it frees all of its memory.
 pub struct Space {
     slot: usize,
+    /// The slot's first address.
+    start: u64,
     /// False once the space has a successor, which owns the slot from then on.
     has_slot: bool,
     ring: Ring,
@@ -133,6 +135,7 @@ impl Space {
         // On an error from here on, `space` is dropped, which frees its slot and its memory.
         let mut space = Space {
             slot,
+            start: slot_base(slot),
             has_slot: true,
             ring: Ring::Sandboxed,
             lift: if kind == DomainKind::Segmented { slot_base(slot) } else { 0 },
@@ -243,7 +246,7 @@ impl Space {
         if let Some(taken) = slots.get_mut(self.slot).filter(|taken| !self.has_slot && !**taken) {
             *taken = true;
             self.has_slot = true;
-            Root::kernel().set_top(slot_base(self.slot), Some((&self.slot_table, Flags::NO_EXECUTE)));
+            Root::kernel().set_top(self.start, Some((&self.slot_table, Flags::NO_EXECUTE)));
             x86_64::instructions::tlb::flush_all();
         }
     }
@@ -279,7 +282,7 @@ impl Space {
     /// Returns the state that resumes the driver, which does not sleep any more; `None` if it did
     /// not sleep.
     pub(crate) fn wake(&self) -> Option<Asleep> {
-        self.enters.set(slot_base(self.slot) / SLOT_SIZE);
+        self.enters.set(self.start / SLOT_SIZE);
         self.asleep.take()
     }
 
@@ -343,7 +346,7 @@ impl Space {
 
     /// Maps the driver's stack, of `len_bytes` bytes (whole pages).
     pub fn map_stack(&mut self, len_bytes: u64) -> Result<(), OutOfMemory> {
-        let top = slot_base(self.slot) + STACK_TOP;
+        let top = self.start + STACK_TOP;
         self.map_fresh(top - len_bytes, len_bytes - PAGE_SIZE, rights::WRITE)?;
         self.last_of_stack = Some(self.map_lent(top - PAGE_SIZE, PAGE_SIZE)?);
         Ok(())
@@ -352,7 +355,7 @@ impl Space {
     /// Returns RSP for the entry into the driver. As after a call, the return address is there, and
     /// the stack is aligned right above it.
     pub fn first_rsp(&self) -> u64 {
-        slot_base(self.slot) + STACK_TOP - 16 - 8
+        self.start.wrapping_add(STACK_TOP - 16 - 8)
     }
 
     /// Makes the next upcall return through the stub that ends it. The stub's address lies on the
@@ -367,7 +370,7 @@ impl Space {
 
     /// Returns the address of service `number`'s stub.
     pub fn stub(&self, number: usize) -> u64 {
-        slot_base(self.slot) + STUBS + number as u64 * STUB_BYTES
+        self.start.wrapping_add(STUBS + number as u64 * STUB_BYTES)
     }
 
     /// Writes the capability table: ring-1 code and data, the return gate, and a gate for each
@@ -433,7 +436,7 @@ impl Space {
             Ring::Trusted => Flags::empty(),
         };
         if self.has_slot {
-            Root::kernel().set_top(slot_base(self.slot), Some((&self.slot_table, flags)));
+            Root::kernel().set_top(self.start, Some((&self.slot_table, flags)));
             x86_64::instructions::tlb::flush_all();
         }
         self.ring = ring;
@@ -449,7 +452,7 @@ impl Space {
     /// outside the slot changes once the space is made**, above all not the entry area with the
     /// capability table.
     fn is_in_slot(&self, start: u64, len_bytes: u64) -> bool {
-        Extent::new(slot_base(self.slot), SLOT_SIZE).encloses(Extent::new(start, len_bytes))
+        Extent::new(self.start, SLOT_SIZE).encloses(Extent::new(start, len_bytes))
     }
 
     /// Returns whether `len_bytes` bytes from `start` are whole pages of the domain's own slot.
@@ -520,7 +523,7 @@ impl Space {
         match self.kind() {
             DomainKind::Paged => self.table().for_each_page(with),
             // The others are the kernel's, which the driver cannot name.
-            DomainKind::Segmented => self.table().for_each_page_around(slot_base(self.slot), with),
+            DomainKind::Segmented => self.table().for_each_page_around(self.start, with),
         }
     }
 
@@ -616,7 +619,7 @@ impl Drop for Space {
         // The kernel may still go on with this root.
         crate::arch::cpu::load_kernel_root();
         if self.has_slot {
-            Root::kernel().set_top(slot_base(self.slot), None);
+            Root::kernel().set_top(self.start, None);
             x86_64::instructions::tlb::flush_all();
             SLOTS.lock()[self.slot] = false;
         }

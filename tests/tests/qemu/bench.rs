@@ -138,6 +138,7 @@ fn the_model_counts_what_a_crossing_executes() {
 }
 
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_profile_has_the_functions_of_kernel_and_driver() {
     let profile = |name: &str, batch| {
         let options = Options {

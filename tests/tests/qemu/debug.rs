@@ -39,6 +39,7 @@ fn data(running: &mut Running) -> String {
 /// driver works, and the kernel does not take the SCSI driver for stuck. Then the read has its
 /// data.
 #[test]
+#[ignore = "long: `make test-all` runs it"]
 fn a_driver_stands_while_everything_else_goes_on() {
     let mut machine = machine("");
     let disk = tempfile::NamedTempFile::new().unwrap();

@@ -196,7 +196,6 @@ impl Servers {
         sockets: &mut SocketSet<'static>,
     ) -> bool {
         let mut changed = false;
-        stack.poll_maintenance(now);
         loop {
             match stack.poll_ingress_single(now, device, sockets) {
                 PollIngressSingleResult::None => break,

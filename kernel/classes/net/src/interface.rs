@@ -78,6 +78,8 @@ pub struct Interface {
     /// When the stack has something to do by itself, as it said last. It is kept while there is no
     /// driver.
     stack_at: Option<smoltcp::time::Instant>,
+    /// Whether the stack had its turn since it said so.
+    is_served: bool,
     /// Whether a client has used its socket since the stack had its turn.
     pub is_used: bool,
     /// The addresses that programs were told last.
@@ -195,6 +197,7 @@ impl Interface {
             room: Room::new(),
             servers,
             stack_at: None,
+            is_served: false,
             // At first the servers begin to listen.
             is_used: true,
             told: Vec::new(),
@@ -361,7 +364,7 @@ impl Interface {
                         break;
                     }
                 }
-                self.stack_at = self.stack.poll_at(now, &self.sockets);
+                self.is_served = true;
                 Ok(Wishes::default())
             }
         }
@@ -390,7 +393,7 @@ impl Interface {
                 break;
             }
         }
-        self.stack_at = self.stack.poll_at(now, &self.sockets);
+        self.is_served = true;
         // Apply the change from a received answer. Then send a message or end the lease, if that is
         // due.
         while let Addressing::Dhcp(client) = &mut self.addressing {
@@ -456,10 +459,15 @@ impl Interface {
         }
     }
 
-    /// Returns when the stack or the DHCP client has something to do without a new frame.
-    pub fn poll_at(&self) -> Option<Instant> {
-        if !self.is_up {
+    /// Returns when the stack or the DHCP client has something to do without a new frame; `None` if
+    /// they have not, or without a driver that runs.
+    pub fn poll_at(&mut self) -> Option<Instant> {
+        let can_send = self.handle().is_none_or(|handle| handle.lock().is_alive());
+        if !self.is_up || !can_send {
             return None;
+        }
+        if core::mem::take(&mut self.is_served) {
+            self.stack_at = self.stack.poll_at(now(), &self.sockets);
         }
         let due = match &self.addressing {
             Addressing::Dhcp(client) => Some(client.due()),

@@ -137,13 +137,15 @@ pub async fn run() {
             }
         }
         // Driver and stack may answer each other for ever: other tasks have their turn in between.
+        // A device often has an answer by then, and nobody asks for the time of the next work.
         yield_now().await;
+        if take_pending() {
+            continue;
+        }
+        let next = INTERFACES.lock().iter_mut().filter_map(Interface::poll_at).chain(next).min();
         let work = poll_fn(|context| {
             WORK.register(context.waker());
-            match PENDING.swap(false, core::sync::atomic::Ordering::AcqRel) {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
+            if take_pending() { Poll::Ready(()) } else { Poll::Pending }
         });
         match next {
             // Work that is due and was not done just now waits for the driver. It is tried again at
@@ -156,11 +158,16 @@ pub async fn run() {
     }
 }
 
-/// Lets an interface do all it can. Returns when it has something to do without being woken.
+/// Returns whether there may be work since the last call.
+fn take_pending() -> bool {
+    PENDING.swap(false, core::sync::atomic::Ordering::AcqRel)
+}
+
+/// Lets an interface do all it can. Returns when its driver is needed.
 fn step(index: usize) -> Option<Instant> {
     let began = free_clock();
     // The lock must not be held while a driver runs, because its frames come back through here.
-    let (handle, wishes, at) = {
+    let (handle, wishes) = {
         let mut interfaces = INTERFACES.lock();
         let interface = interfaces.get_mut(index)?;
         let handle = interface.handle().cloned();
@@ -175,9 +182,8 @@ fn step(index: usize) -> Option<Instant> {
             // The loopback interface has no driver that could lie.
             (Err(_), None) => return None,
         };
-        (handle, wishes, interface.poll_at())
+        (handle?, wishes)
     };
-    let Some(handle) = handle else { return at };
     // The stack's work on a driver's frames is charged to the driver.
     poll::charge_work(&handle, began);
     if !handle.lock().is_alive() {
@@ -197,7 +203,7 @@ fn step(index: usize) -> Option<Instant> {
             (deadline, look_again) = (wishes.deadline, wishes.look_again);
         }
     }
-    [at, deadline, look_again].into_iter().flatten().min()
+    deadline.into_iter().chain(look_again).min()
 }
 
 /// Polls a driver, so that it looks into its queues.

@@ -34,6 +34,12 @@ pub trait Words {
         self.store(index, self.load(index) & UPPER_HALF | u64::from(value));
     }
 
+    /// Reads `N` words from word `first` on; those outside the memory read 0, or else all of them do.
+    #[inline]
+    fn load_words<const N: usize>(&self, first: usize) -> [u64; N] {
+        core::array::from_fn(|index| self.load(first.wrapping_add(index)))
+    }
+
     /// Writes the whole words of `bytes`, from word `first` on. Words outside the memory are
     /// ignored, or else nothing is written.
     #[inline]
@@ -44,7 +50,7 @@ pub trait Words {
     }
 }
 
-impl<W: Words + ?Sized> Words for &W {
+impl<W: Words> Words for &W {
     fn load(&self, index: usize) -> u64 {
         (**self).load(index)
     }
@@ -57,6 +63,9 @@ impl<W: Words + ?Sized> Words for &W {
     fn store_half(&self, index: usize, value: u32) {
         (**self).store_half(index, value);
     }
+    fn load_words<const N: usize>(&self, first: usize) -> [u64; N] {
+        (**self).load_words(first)
+    }
     fn store_bytes(&self, first: usize, bytes: &[u8]) {
         (**self).store_bytes(first, bytes);
     }
@@ -64,7 +73,7 @@ impl<W: Words + ?Sized> Words for &W {
 
 /// Copies a value of `WORDS` words out of shared memory, from word `first` on.
 pub fn read_value<const WORDS: usize, T: FromBytes>(words: &impl Words, first: usize) -> Option<T> {
-    let copy: [u64; WORDS] = core::array::from_fn(|index| words.load(first + index));
+    let copy: [u64; WORDS] = words.load_words(first);
     T::read_from_bytes(copy.as_bytes()).ok()
 }
 

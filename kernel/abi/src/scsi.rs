@@ -240,9 +240,9 @@ pub fn read_asked(words: &impl Words, number: usize) -> ([u64; 3], u32) {
     const FIRST: usize = offset_of!(Request, target) / 8;
     const _: () = assert!(offset_of!(Request, data_len) % 8 == 0 && offset_of!(Request, target) % 8 == 0);
     const _: () = assert!(offset_of!(Request, cdb) - offset_of!(Request, target) == offset_of!(Asked, cdb));
-    let first = request_at(number);
-    let asked = [FIRST, FIRST + 1, FIRST + 2].map(|word| words.load(first + word));
-    (asked, words.load(first + LENGTH) as u32)
+    const _: () = assert!(LENGTH + 1 == FIRST);
+    let [length, asked @ ..] = words.load_words::<4>(request_at(number) + LENGTH);
+    (asked, length as u32)
 }
 
 /// Reads host code and status of the outcome of request `number` (below [`NUMBERS`]) from shared

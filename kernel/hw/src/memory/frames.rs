@@ -228,6 +228,11 @@ impl Words for Lent {
     }
 
     #[inline(always)]
+    fn load_words<const N: usize>(&self, first: usize) -> [u64; N] {
+        self.frames.memory.load_words(first)
+    }
+
+    #[inline(always)]
     fn store_bytes(&self, first: usize, bytes: &[u8]) {
         self.frames.memory.store_bytes(first, bytes);
     }

@@ -125,6 +125,12 @@ impl Words for SharedMemory {
     }
 
     #[inline(always)]
+    fn load_words<const N: usize>(&self, first: usize) -> [u64; N] {
+        let words = self.words().get(first..).and_then(|words| words.first_chunk::<N>());
+        words.map_or([0; N], |words| core::array::from_fn(|index| words[index].load(Ordering::Relaxed)))
+    }
+
+    #[inline(always)]
     fn store_bytes(&self, first: usize, bytes: &[u8]) {
         let values = bytes.as_chunks().0;
         let words = self.words().get(first..).and_then(|words| words.get(..values.len()));

@@ -34,7 +34,8 @@ pub trait Words {
         self.store(index, self.load(index) & UPPER_HALF | u64::from(value));
     }
 
-    /// Reads `N` words from word `first` on; those outside the memory read 0, or else all of them do.
+    /// Reads `N` words from word `first` on. Words outside the memory read 0, or else all of them
+    /// do.
     #[inline]
     fn load_words<const N: usize>(&self, first: usize) -> [u64; N] {
         core::array::from_fn(|index| self.load(first.wrapping_add(index)))

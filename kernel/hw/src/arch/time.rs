@@ -71,7 +71,7 @@ pub fn tsc_per_tick() -> u64 {
 
 /// Returns the nanoseconds that `ticks` TSC ticks take.
 pub fn nanoseconds(ticks: u64) -> u64 {
-    (u128::from(ticks) * u128::from(NS_PER_TSC.load(Ordering::Relaxed)) >> NS_SHIFT) as u64
+    ((u128::from(ticks) * u128::from(NS_PER_TSC.load(Ordering::Relaxed))) >> NS_SHIFT) as u64
 }
 
 /// Returns the nanoseconds since [`init`].

@@ -222,6 +222,14 @@ fn eeprom(registers: &Registers<Card>, id: u16, address: u32) -> Result<[u8; 2]>
     Ok(((registers.read(reg::EERD) >> 16) as u16).to_le_bytes())
 }
 
+/// Returns the descriptor that tells the card which checksum to complete in the frames after it
+/// (3.3.5).
+#[cold]
+fn context(sum: Sum) -> [u64; 2] {
+    let (start, place) = (u64::from(sum.start), u64::from(sum.start) + u64::from(sum.offset));
+    [start << 32 | place << 40, txd::CONTEXT]
+}
+
 impl E1000 {
     /// Sets the groups to receive: a table of 4096 bits, one for each value of the upper 12 bits of
     /// a group's address (13.5.1).
@@ -258,20 +266,24 @@ impl E1000 {
     /// (3.3).
     fn transmit(&mut self, queues: &mut Queues) {
         const COMMAND: u64 = ((txd::EOP | txd::IFCS | txd::RS) as u64) << 24;
-        let before = self.tx.tail();
-        // A frame may need two descriptors.
-        while self.tx.room() > 1
-            && let Some(frame) = queues.take_transmit()
-        {
-            let (address, mut command) = (queues.tx_address(&frame), frame.len_bytes() as u64 | COMMAND);
-            if let Some(sum) = frame.sum() {
-                self.describe(sum);
-                command |= txd::WITH_SUM;
-            }
-            let _ = self.tx.push(Some(frame), |descriptor| descriptor.write(0, [address, command]));
-        }
-        if self.tx.tail() != before {
-            dma::write_barrier();
+        let last = &mut self.sum;
+        let has_new = self.tx.send_with_commands(queues, |tail, address, frame| {
+            let mut command = frame.len_bytes() as u64 | COMMAND;
+            let descriptor = match frame.sum() {
+                None => tail.descriptor(),
+                Some(sum) => {
+                    command |= txd::WITH_SUM;
+                    // The card remembers which checksum it completes.
+                    match last.replace(sum) == Some(sum) {
+                        true => tail.descriptor(),
+                        false => tail.command(|descriptor| descriptor.write(0, context(sum))),
+                    }
+                }
+            };
+            descriptor.write(0, address);
+            descriptor.write(8, command);
+        });
+        if has_new {
             self.registers.write(reg::TDT, self.tx.tail() as u32);
         }
         self.tx.reclaim(queues, |descriptor| descriptor.read::<u8>(12) & txd::DD != 0);
@@ -284,17 +296,6 @@ impl E1000 {
     /// cards says of each frame that it has not.
     fn checks(&self) -> bool {
         self.causes.have_own
-    }
-
-    /// Tells the card which checksum to complete in the frames after this, in a descriptor of its
-    /// own (3.3.5). The card remembers it.
-    #[inline(never)]
-    fn describe(&mut self, sum: Sum) {
-        if self.sum.replace(sum) != Some(sum) {
-            let (start, place) = (u64::from(sum.start), u64::from(sum.start) + u64::from(sum.offset));
-            let context = [start << 32 | place << 40, txd::CONTEXT];
-            self.tx.push_command(|descriptor| descriptor.write(0, context));
-        }
     }
 
     /// Delivers the received frames and gives the device new frames (3.2).
@@ -322,7 +323,11 @@ impl E1000 {
     }
 
     fn refill(&mut self, queues: &mut Queues) {
-        if self.rx.refill(queues, |descriptor, address| descriptor.write(0, [address, 0])) {
+        let has_new = self.rx.refill(queues, |descriptor, address| {
+            descriptor.write(0, address);
+            descriptor.write(8, 0u64);
+        });
+        if has_new {
             self.registers.write(reg::RDT, self.rx.tail() as u32);
         }
     }

@@ -133,7 +133,8 @@ macro_rules! mmio_access {
         /// The register must be inside the BAR and aligned.
         #[inline(always)]
         pub(crate) unsafe fn $read_inside(&self, offset: usize) -> $type {
-            let register = self.at(offset).cast::<$type>();
+            // SAFETY: the register is inside the BAR.
+            let register = unsafe { self.at(offset) }.cast::<$type>();
             #[cfg(feature = "fake")]
             return crate::fake::read(register.addr().get() as u64, size_of::<$type>()) as $type;
             #[cfg(not(feature = "fake"))]
@@ -151,7 +152,8 @@ macro_rules! mmio_access {
         /// The register must be inside the BAR and aligned.
         #[inline(always)]
         pub(crate) unsafe fn $write_inside(&self, offset: usize, value: $type) {
-            let register = self.at(offset).cast::<$type>();
+            // SAFETY: the register is inside the BAR.
+            let register = unsafe { self.at(offset) }.cast::<$type>();
             #[cfg(feature = "fake")]
             crate::fake::write(register.addr().get() as u64, size_of::<$type>(), value.into());
             #[cfg(not(feature = "fake"))]
@@ -186,7 +188,10 @@ impl Mmio {
     /// Returns a part of these registers: `len_bytes` bytes from `offset` on.
     pub fn part(&self, offset: usize, len_bytes: usize) -> Result<Mmio> {
         match offset.checked_add(len_bytes) {
-            Some(end) if end <= self.len_bytes => Ok(Mmio { start: self.at(offset), len_bytes, bar: self.bar }),
+            Some(end) if end <= self.len_bytes => {
+                // SAFETY: the part is inside the BAR.
+                Ok(Mmio { start: unsafe { self.at(offset) }, len_bytes, bar: self.bar })
+            }
             _ => Err(Refusal::Invalid),
         }
     }
@@ -209,9 +214,14 @@ impl Mmio {
         crate::record::access(way, self.bar, address as u64, width_bytes, value);
     }
 
-    /// Returns the address of the register at `offset`, which must be inside the BAR.
-    fn at(&self, offset: usize) -> NonNull<u8> {
-        self.start.map_addr(|start| start.saturating_add(offset))
+    /// Returns the address of the register at `offset`.
+    ///
+    /// # Safety
+    /// The register must be inside the BAR.
+    #[inline(always)]
+    unsafe fn at(&self, offset: usize) -> NonNull<u8> {
+        // SAFETY: the register is inside the BAR, which is mapped.
+        unsafe { self.start.add(offset) }
     }
 
     mmio_access!(read8, write8, read8_inside, write8_inside, u8);

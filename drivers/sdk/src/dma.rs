@@ -68,31 +68,7 @@ impl Dma {
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
         self.bytes.place(offset, size_of::<T>());
         // SAFETY: `place` has checked that the value is inside the memory.
-        unsafe { self.read_inside(offset) }
-    }
-
-    /// Copies a value out.
-    ///
-    /// # Safety
-    /// The value must be inside the memory.
-    #[inline(always)]
-    pub(crate) unsafe fn read_inside<T: FromBytes>(&self, offset: usize) -> T {
-        #[cfg(feature = "fake")]
-        crate::fake::before_read(self.address(offset), size_of::<T>());
-        // SAFETY: the value is inside the memory.
-        let place = unsafe { self.bytes.start.add(offset) }.cast::<T>();
-        #[cfg(feature = "record")]
-        {
-            // SAFETY: the bytes of the value are inside the memory.
-            let copy = unsafe { copy_of(place.cast(), size_of::<T>()) };
-            crate::record::bytes(format_args!("m {:x} ", self.address(offset)), &copy);
-            // There are as many bytes as the value needs.
-            if let Ok(value) = T::read_from_bytes(&copy) {
-                return value;
-            }
-        }
-        // SAFETY: as above, and any bytes are a valid `T`.
-        unsafe { if place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } }
+        unsafe { self.at(offset).read(0, false) }
     }
 
     /// Copies a value in. Panics if the value does not fit.
@@ -100,19 +76,17 @@ impl Dma {
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
         self.bytes.place(offset, size_of::<T>());
         // SAFETY: `place` has checked that the value is inside the memory.
-        unsafe { self.write_inside(offset, value) }
+        unsafe { self.at(offset).write(0, value, false) }
     }
 
-    /// Copies a value in.
+    /// Returns the place at `offset`.
     ///
     /// # Safety
-    /// The value must be inside the memory.
+    /// The offset must be inside the memory.
     #[inline(always)]
-    pub(crate) unsafe fn write_inside<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
-        // SAFETY: the value is inside the memory.
-        let place = unsafe { self.bytes.start.add(offset) }.cast::<T>();
-        // SAFETY: as above.
-        unsafe { if place.is_aligned() { place.write_volatile(value) } else { place.write_unaligned(value) } }
+    pub(crate) unsafe fn at(&self, offset: usize) -> Place {
+        // SAFETY: the place is inside the memory.
+        Place { start: unsafe { self.bytes.start.add(offset) }, address: self.address.wrapping_add(offset as u64) }
     }
 
     /// Copies bytes out. Panics if they are not inside the memory.
@@ -129,6 +103,56 @@ impl Dma {
     #[track_caller]
     pub fn write_bytes(&self, offset: usize, from: &[u8]) {
         self.bytes.write(offset, from);
+    }
+}
+
+/// A place in the memory. It is a value, not a reference to a [`Dma`]: the compiler would read that
+/// again after each write to shared memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    start: NonNull<u8>,
+    #[cfg_attr(not(any(feature = "fake", feature = "record")), expect(dead_code, reason = "for tests and records"))]
+    address: u64,
+}
+
+impl Place {
+    /// Copies out the value `offset` bytes from here.
+    ///
+    /// # Safety
+    /// The value must be inside the memory. If `is_aligned`, its address must be a multiple of its
+    /// alignment.
+    #[inline(always)]
+    pub(crate) unsafe fn read<T: FromBytes>(self, offset: usize, is_aligned: bool) -> T {
+        #[cfg(feature = "fake")]
+        crate::fake::before_read(self.address + offset as u64, size_of::<T>());
+        // SAFETY: the value is inside the memory.
+        let place = unsafe { self.start.add(offset) }.cast::<T>();
+        #[cfg(feature = "record")]
+        {
+            // SAFETY: the bytes of the value are inside the memory.
+            let copy = unsafe { copy_of(place.cast(), size_of::<T>()) };
+            crate::record::bytes(format_args!("m {:x} ", self.address + offset as u64), &copy);
+            // There are as many bytes as the value needs.
+            if let Ok(value) = T::read_from_bytes(&copy) {
+                return value;
+            }
+        }
+        // SAFETY: as above, and any bytes are a valid `T`.
+        unsafe { if is_aligned || place.is_aligned() { place.read_volatile() } else { place.read_unaligned() } }
+    }
+
+    /// Copies a value in, `offset` bytes from here.
+    ///
+    /// # Safety
+    /// As for [`Place::read`].
+    #[inline(always)]
+    pub(crate) unsafe fn write<T: IntoBytes + Immutable>(self, offset: usize, value: T, is_aligned: bool) {
+        // SAFETY: the value is inside the memory.
+        let place = unsafe { self.start.add(offset) }.cast::<T>();
+        // SAFETY: as above.
+        unsafe {
+            if is_aligned || place.is_aligned() { place.write_volatile(value) } else { place.write_unaligned(value) }
+        }
     }
 }
 

@@ -176,6 +176,11 @@ fn restore<D: Driver>(driver: &mut D, len_bytes: u64, version: u32) -> Result<u6
     driver.restore(version, &shared::mailbox(len_bytes)?).map(|()| 0)
 }
 
+/// Returns what an upcall that succeeded returns.
+fn answer(value: u64) -> i64 {
+    (value & i64::MAX as u64) as i64
+}
+
 impl<D: Driver> Instance<D> {
     #[doc(hidden)]
     #[allow(clippy::new_without_default, reason = "only the macro makes one")]
@@ -194,10 +199,15 @@ impl<D: Driver> Instance<D> {
             upcall::POLL => record::line(format_args!("poll {a:x}")),
             _ => {}
         }
+        // The frequent operation is not looked up in a table.
+        if operation == upcall::POLL
+            && let Some(driver) = instance
+        {
+            return answer(driver.poll(Events::from_bits_truncate(a)).bits());
+        }
         let result = match (operation, instance) {
             (upcall::INIT, instance) => start(instance),
             (upcall::NULL, _) => Ok(0),
-            (upcall::POLL, Some(driver)) => Ok(driver.poll(Events::from_bits_truncate(a)).bits()),
             (upcall::COMMAND, Some(driver)) => shared::typed(a).and_then(|text| match &*text {
                 #[cfg(feature = "record")]
                 "recording" => record::tell(),
@@ -216,7 +226,7 @@ impl<D: Driver> Instance<D> {
             _ => Err(Refusal::Invalid),
         };
         match result {
-            Ok(value) => (value & i64::MAX as u64) as i64,
+            Ok(value) => answer(value),
             Err(refusal) => refusal.to_result(),
         }
     }

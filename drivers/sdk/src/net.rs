@@ -9,7 +9,7 @@ use crate::class::{self, Class, ClassDriver};
 use crate::dma::Bytes;
 use crate::shared::{HasQueues, QueueMemory};
 use core::fmt;
-use core::num::{NonZeroU16, NonZeroU64};
+use core::num::{NonZeroU16, NonZeroU32};
 use core::ptr::NonNull;
 use ringfence_abi::net::{
     self, COUNTERS, Entry, GROUPS, HEARING, QUEUE_BYTES, RX_ADDRESS, RX_START, TX_ADDRESS, TX_START,
@@ -18,7 +18,7 @@ pub use ringfence_abi::net::{
     Counter, FRAME_BYTES, MAX_FRAME, MAX_GROUPS, MAX_QUEUES, MIN_FRAME, RX_FRAMES, TX_FRAMES,
 };
 pub use ringfence_abi::net::{Hearing, NetInfo, Offload, Sum};
-use ringfence_abi::queue::{Consumer, Producer, Words};
+use ringfence_abi::queue::{Consumer, Native, Producer, Putting, Taking, Words};
 
 /// Network interfaces.
 pub struct Nic;
@@ -56,8 +56,10 @@ impl Class for Nic {
 #[must_use = "the kernel waits for it"]
 #[derive(Debug)]
 pub struct TxFrame {
-    /// The ring's entry, with one bit always set ([`Number`]).
-    entry: NonZeroU64,
+    /// The lower half of the ring's entry, with one bit always set ([`Number`]).
+    lower: NonZeroU32,
+    /// The upper half. 32-bit code moves halves.
+    upper: u32,
 }
 
 impl TxFrame {
@@ -71,26 +73,37 @@ impl TxFrame {
     /// Returns the number of bytes to send, with the header and without the check sequence.
     #[inline]
     pub fn len_bytes(&self) -> usize {
-        Entry(self.entry.get()).len_bytes()
+        self.entry().len_bytes()
     }
 
     /// Returns the queue of the card that is to send the frame: below the number of queues that the
     /// driver has declared ([`NetInfo::queues`]). All frames of a connection have the same queue.
     #[inline]
     pub fn queue(&self) -> usize {
-        Entry(self.entry.get()).queue()
+        self.entry().queue()
     }
 
     /// Returns the checksum that the card is to complete, if the driver has declared that it does
     /// ([`Offload::TX_CHECKSUM`]).
     #[inline]
     pub fn sum(&self) -> Option<Sum> {
-        Entry(self.entry.get()).sum()
+        self.entry().sum()
+    }
+
+    /// Returns a copy, which only this module can make and none gives back.
+    #[inline]
+    pub(crate) fn copy(&self) -> TxFrame {
+        TxFrame { ..*self }
+    }
+
+    #[inline]
+    fn entry(&self) -> Entry {
+        Entry(u64::from(self.upper) << 32 | u64::from(self.lower.get()))
     }
 
     #[inline]
     fn place(&self) -> Number {
-        Number(Number::TAKEN | self.entry.get() as u16)
+        Number(Number::TAKEN | self.lower.get() as u16)
     }
 }
 
@@ -143,18 +156,18 @@ mod sealed {
 
     pub trait Frame {
         /// Returns the frame's bytes in memory.
-        fn bytes(&self, queues: &Queues) -> Bytes;
+        fn bytes(&self, memory: &impl Words) -> Bytes;
     }
 
     impl Frame for TxFrame {
-        fn bytes(&self, queues: &Queues) -> Bytes {
-            self.place().bytes(queues.memory.load(TX_START), TX_FRAMES, self.len_bytes())
+        fn bytes(&self, memory: &impl Words) -> Bytes {
+            self.place().bytes(memory.load(TX_START), TX_FRAMES, self.len_bytes())
         }
     }
 
     impl Frame for RxFrame {
-        fn bytes(&self, queues: &Queues) -> Bytes {
-            self.number.bytes(queues.memory.load(RX_START), RX_FRAMES, FRAME_BYTES)
+        fn bytes(&self, memory: &impl Words) -> Bytes {
+            self.number.bytes(memory.load(RX_START), RX_FRAMES, FRAME_BYTES)
         }
     }
 }
@@ -179,7 +192,7 @@ impl Number {
     /// Returns the address of the frame, if the first frame is at `first`.
     #[inline]
     fn place(&self, first: u64) -> u64 {
-        first + (self.get() * FRAME_BYTES) as u64
+        first.wrapping_add((self.get() * FRAME_BYTES) as u64)
     }
 
     /// Returns the first `len_bytes` bytes of the frame, if the first of `count` frames is at
@@ -299,11 +312,13 @@ impl Queues {
     /// Takes the next frame to send.
     #[inline]
     pub fn take_transmit(&mut self) -> Option<TxFrame> {
-        let entry = self.transmit.take(&self.memory).ok()??;
-        let frame = TxFrame { entry: NonZeroU64::from(Number::TAKEN) | entry };
-        #[cfg(feature = "record")]
-        self.record_frame(&frame, entry);
-        Some(frame)
+        self.sending().take()
+    }
+
+    /// Begins to take several frames to send.
+    #[inline]
+    pub(crate) fn sending(&mut self) -> Sending<'_> {
+        Sending { entries: self.transmit.taking(self.memory), first: self.tx_address, memory: self.memory }
     }
 
     /// Returns the device's address of a frame to send.
@@ -316,7 +331,7 @@ impl Queues {
     /// inside the frame.
     #[track_caller]
     pub fn read(&self, frame: &impl Frame, offset: usize, to: &mut [u8]) {
-        frame.bytes(self).read(offset, to);
+        frame.bytes(&self.memory).read(offset, to);
     }
 
     /// Copies bytes into a frame, from the byte at `offset` on: received data, or a checksum that
@@ -327,15 +342,7 @@ impl Queues {
         crate::fake::frame_written(offset, from);
         #[cfg(feature = "record")]
         crate::record::bytes(format_args!("f {offset:x} "), from);
-        frame.bytes(self).write(offset, from);
-    }
-
-    #[cfg(feature = "record")]
-    fn record_frame(&self, frame: &TxFrame, entry: u64) {
-        let mut bytes = [0; FRAME_BYTES];
-        let bytes = &mut bytes[..frame.len_bytes().min(FRAME_BYTES)];
-        self.read(frame, 0, bytes);
-        crate::record::bytes(format_args!("transmit {entry:x} "), bytes);
+        frame.bytes(&self.memory).write(offset, from);
     }
 
     /// Pads a frame that is shorter than [`MIN_FRAME`] with zeros, for a card that does not do
@@ -344,7 +351,7 @@ impl Queues {
         let had = frame.len_bytes();
         if let Some(zeros) = [0; MIN_FRAME].get(had..) {
             // The length becomes `MIN_FRAME`, so that nothing is carried beyond it.
-            frame.entry = frame.entry.saturating_add((zeros.len() as u64) << 32);
+            frame.upper = frame.upper.saturating_add(zeros.len() as u32);
             self.write(frame, had, zeros);
         }
     }
@@ -354,10 +361,25 @@ impl Queues {
     /// keep sent frames. It therefore needs an interrupt for sent frames only while some are left.
     #[inline]
     pub fn give_transmitted(&mut self, frame: TxFrame) {
-        // There is room: the ring has an entry for every frame.
-        #[cfg(feature = "record")]
-        crate::record::line(format_args!("transmitted {:x}", frame.number()));
-        let _ = self.transmitted.put(&self.memory, frame.number() as u64);
+        self.sent().give(frame);
+    }
+
+    /// Begins to give back several frames that were sent.
+    #[inline]
+    pub(crate) fn sent(&mut self) -> Sent<'_> {
+        Sent { entries: self.transmitted.putting(self.memory) }
+    }
+
+    /// Returns whether there is an empty frame to take.
+    #[inline]
+    pub fn has_empty(&self) -> bool {
+        !self.empty.is_empty(&self.memory)
+    }
+
+    /// Returns whether there is a frame to send.
+    #[inline]
+    pub(crate) fn has_transmit(&self) -> bool {
+        !self.transmit.is_empty(&self.memory)
     }
 
     /// Takes the next frame to receive into. A driver that has at most a quarter of the largest
@@ -365,10 +387,13 @@ impl Queues {
     /// [`Events::QUEUE`](crate::Events::QUEUE), so that it takes the frames that came back.
     #[inline]
     pub fn take_empty(&mut self) -> Option<RxFrame> {
-        let entry = Entry(self.empty.take(&self.memory).ok()??);
-        #[cfg(feature = "record")]
-        crate::record::line(format_args!("empty {:x}", entry.frame()));
-        Some(RxFrame { number: Number::new(entry.frame()) })
+        self.filling().take()
+    }
+
+    /// Begins to take several frames to receive into.
+    #[inline]
+    pub(crate) fn filling(&mut self) -> Filling<'_> {
+        Filling { entries: self.empty.taking(self.memory), first: self.rx_address }
     }
 
     /// Returns the device's address of a frame to receive into.
@@ -380,14 +405,136 @@ impl Queues {
     /// Delivers a frame: with its length in bytes, or with a [`Received`].
     #[inline]
     pub fn give_received(&mut self, frame: RxFrame, received: impl Into<Received>) {
-        let Received { len_bytes, queue, is_checked } = received.into();
+        self.delivering().give(frame, received.into());
+    }
+
+    /// Begins to deliver several frames.
+    #[inline]
+    pub(crate) fn delivering(&mut self) -> Delivering<'_> {
+        Delivering { entries: self.received.putting(self.memory) }
+    }
+}
+
+/// Several frames that the driver takes to send ([`Queues::take_transmit`]).
+pub(crate) struct Sending<'a> {
+    entries: Taking<'a, net::Transmit, Native, QueueMemory<Queues>>,
+    /// The device's address of the first frame.
+    first: u64,
+    #[cfg_attr(not(feature = "record"), expect(dead_code, reason = "only a record has the frame's bytes"))]
+    memory: QueueMemory<Queues>,
+}
+
+impl Sending<'_> {
+    /// Takes the next frame.
+    #[inline(always)]
+    pub(crate) fn take(&mut self) -> Option<TxFrame> {
+        self.entries.take().ok()?.map(|entry| self.frame(entry))
+    }
+
+    /// Looks for frames. [`Sending::take_known`] then returns at most `most`.
+    #[inline(always)]
+    pub(crate) fn look(&mut self, most: usize) {
+        self.entries.look(most);
+    }
+
+    /// Takes the next frame that is known.
+    #[inline(always)]
+    pub(crate) fn take_known(&mut self) -> Option<TxFrame> {
+        self.entries.take_known().map(|entry| self.frame(entry))
+    }
+
+    #[inline(always)]
+    fn frame(&self, entry: u64) -> TxFrame {
+        let frame = TxFrame { lower: NonZeroU32::from(Number::TAKEN) | entry as u32, upper: (entry >> 32) as u32 };
+        #[cfg(feature = "record")]
+        {
+            let mut bytes = [0; FRAME_BYTES];
+            let bytes = &mut bytes[..frame.len_bytes().min(FRAME_BYTES)];
+            sealed::Frame::bytes(&frame, &self.memory).read(0, bytes);
+            crate::record::bytes(format_args!("transmit {entry:x} "), bytes);
+        }
+        frame
+    }
+
+    /// Returns the device's address of a frame.
+    #[inline(always)]
+    pub(crate) fn address(&self, frame: &TxFrame) -> u64 {
+        frame.place().place(self.first)
+    }
+}
+
+/// Several frames that were sent, which the driver gives back ([`Queues::give_transmitted`]).
+pub(crate) struct Sent<'a> {
+    entries: Putting<'a, net::Transmitted, Native, QueueMemory<Queues>>,
+}
+
+impl Sent<'_> {
+    #[inline(always)]
+    pub(crate) fn give(&mut self, frame: TxFrame) {
+        #[cfg(feature = "record")]
+        crate::record::line(format_args!("transmitted {:x}", frame.number()));
+        // There is room: the ring has an entry for every frame.
+        self.entries.put_half(frame.number() as u32);
+    }
+}
+
+/// Several frames that the driver takes to receive into ([`Queues::take_empty`]).
+pub(crate) struct Filling<'a> {
+    entries: Taking<'a, net::Empty, Native, QueueMemory<Queues>>,
+    /// The device's address of the first frame.
+    first: u64,
+}
+
+impl Filling<'_> {
+    /// Takes the next frame.
+    #[inline(always)]
+    pub(crate) fn take(&mut self) -> Option<RxFrame> {
+        self.entries.take().ok()?.map(Filling::frame)
+    }
+
+    /// Looks for frames. [`Filling::take_known`] then returns at most `most`.
+    #[inline(always)]
+    pub(crate) fn look(&mut self, most: usize) {
+        self.entries.look(most);
+    }
+
+    /// Takes the next frame that is known.
+    #[inline(always)]
+    pub(crate) fn take_known(&mut self) -> Option<RxFrame> {
+        self.entries.take_known().map(Filling::frame)
+    }
+
+    #[inline(always)]
+    fn frame(entry: u64) -> RxFrame {
+        let entry = Entry(entry);
+        #[cfg(feature = "record")]
+        crate::record::line(format_args!("empty {:x}", entry.frame()));
+        RxFrame { number: Number::new(entry.frame()) }
+    }
+
+    /// Returns the device's address of a frame.
+    #[inline(always)]
+    pub(crate) fn address(&self, frame: &RxFrame) -> u64 {
+        frame.number.place(self.first)
+    }
+}
+
+/// Several received frames that the driver delivers ([`Queues::give_received`]).
+pub(crate) struct Delivering<'a> {
+    entries: Putting<'a, net::Received, Native, QueueMemory<Queues>>,
+}
+
+impl Delivering<'_> {
+    #[inline(always)]
+    pub(crate) fn give(&mut self, frame: RxFrame, received: Received) {
+        let Received { len_bytes, queue, is_checked } = received;
         // A length that does not fit is too long in any case.
         let entry = Entry::new(frame.number() as u16, len_bytes.min(u16::MAX.into()) as u16);
         let entry = entry.in_queue(queue as u16).checked(is_checked);
         #[cfg(feature = "record")]
         crate::record::line(format_args!("received {:x}", entry.0));
         // There is room: the ring has an entry for every frame.
-        let _ = self.received.put(&self.memory, entry.0);
+        self.entries.put_within_room(entry.0);
     }
 }
 

@@ -30,18 +30,15 @@
 //! ```
 
 use crate::Result;
-use crate::dma::{self, Dma};
+use crate::dma::{self, Dma, Place};
 use crate::net::{Counter, Queues, Received, RxFrame, TxFrame};
-use alloc::boxed::Box;
+use core::marker::PhantomData;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A ring of `N` descriptors of `BYTES` bytes each. At most `N - 1` are under way at once, so that
 /// a full ring differs from an empty one.
 pub struct FrameRing<F, const N: usize, const BYTES: usize> {
     memory: Dma,
-    /// The frame of each descriptor. It is apart, so that the other fields of a driver are near
-    /// each other.
-    frames: Box<[Option<F>; N]>,
     /// The descriptor that the driver fills next.
     next: usize,
     /// The descriptor that the card finishes next.
@@ -49,15 +46,17 @@ pub struct FrameRing<F, const N: usize, const BYTES: usize> {
     /// Descriptors that can be filled.
     room: usize,
     interrupt_is_on: bool,
+    /// The frame of each descriptor.
+    frames: [Option<F>; N],
 }
 
 /// A descriptor in a ring. The card may write it at any moment.
 #[derive(Clone, Copy)]
 pub struct Descriptor<'a, const BYTES: usize> {
-    memory: &'a Dma,
-    /// Bytes from the start of the ring, in which all of the descriptor lies.
-    start: usize,
+    /// Its first byte. All of the descriptor lies in the ring's memory.
+    place: Place,
     is_last: bool,
+    memory: PhantomData<&'a Dma>,
 }
 
 impl<const BYTES: usize> Descriptor<'_, BYTES> {
@@ -74,7 +73,7 @@ impl<const BYTES: usize> Descriptor<'_, BYTES> {
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
         self.check::<T>(offset);
         // SAFETY: the value is inside the descriptor, which is inside the ring.
-        unsafe { self.memory.read_inside(self.start + offset) }
+        unsafe { self.place.read(offset, Self::aligns::<T>(offset)) }
     }
 
     /// Writes a value `offset` bytes from the start of the descriptor. Panics if the value does not
@@ -84,7 +83,14 @@ impl<const BYTES: usize> Descriptor<'_, BYTES> {
     pub fn write<T: IntoBytes + Immutable>(&self, offset: usize, value: T) {
         self.check::<T>(offset);
         // SAFETY: the value is inside the descriptor, which is inside the ring.
-        unsafe { self.memory.write_inside(self.start + offset, value) };
+        unsafe { self.place.write(offset, value, Self::aligns::<T>(offset)) };
+    }
+
+    /// Returns whether a value at `offset` of any descriptor is aligned. The ring itself begins at
+    /// a page. This is known when the driver is compiled, so no access has to find out.
+    #[inline(always)]
+    const fn aligns<T>(offset: usize) -> bool {
+        BYTES.is_multiple_of(align_of::<T>()) && offset.is_multiple_of(align_of::<T>())
     }
 
     /// Panics if a value at `offset` does not lie in the descriptor. With an offset that is known
@@ -134,14 +140,7 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
     }
 
     fn in_memory(memory: Dma) -> Self {
-        FrameRing {
-            memory,
-            frames: Box::new([const { None }; N]),
-            next: 0,
-            done: 0,
-            room: N - 1,
-            interrupt_is_on: false,
-        }
+        FrameRing { memory, next: 0, done: 0, room: N - 1, interrupt_is_on: false, frames: [const { None }; N] }
     }
 
     /// Returns the card's address of the first descriptor.
@@ -173,11 +172,10 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
         self.room
     }
 
+    /// Returns descriptor `index`, which is below `N`.
     #[inline]
     fn descriptor(&self, index: usize) -> Descriptor<'_, BYTES> {
-        // `next` and `done` are below `N` ([`after`]); this costs less than a check with a panic.
-        let index = if index < N { index } else { 0 };
-        Descriptor { memory: &self.memory, start: index * BYTES, is_last: index == N - 1 }
+        at::<N, BYTES>(&self.memory, index)
     }
 
     /// Fills the next descriptor, which belongs to `frame`; a descriptor with a command for the
@@ -197,7 +195,7 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
 
     #[inline]
     fn put(&mut self, frame: Option<F>, fill: impl FnOnce(Descriptor<BYTES>)) {
-        let index = self.next;
+        let index = self.next % N;
         fill(self.descriptor(index));
         self.hold(index, frame);
     }
@@ -217,6 +215,22 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
         self.push(None, fill).is_ok()
     }
 
+    /// Notes that the descriptors before `next` are filled, and returns whether any is new.
+    #[inline]
+    fn fill_up_to(&mut self, next: usize) -> bool {
+        let count = between::<N>(self.next, next);
+        (self.next, self.room) = (next, self.room.wrapping_sub(count));
+        dma::write_barrier();
+        count > 0
+    }
+
+    /// Notes that the card has finished the descriptors before `done`.
+    #[inline]
+    fn empty_up_to(&mut self, done: usize) {
+        let count = between::<N>(self.done, done);
+        (self.done, self.room) = (done, self.room.wrapping_add(count));
+    }
+
     /// Takes back the descriptor that the card finishes next, if `is_done` says that it has. It
     /// may have no frame.
     #[inline]
@@ -226,10 +240,10 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
 
     #[inline]
     fn finished<T>(&mut self, result: impl FnOnce(Descriptor<BYTES>) -> Option<T>) -> Option<(Option<F>, T)> {
-        let index = self.done;
-        if index == self.next {
+        if self.done == self.next {
             return None;
         }
+        let index = self.done % N;
         let result = result(self.descriptor(index))?;
         dma::read_barrier();
         self.done = after::<N>(index);
@@ -238,36 +252,94 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
     }
 }
 
-#[cold]
-fn count_damaged(queues: &mut Queues) {
-    queues.count(Counter::RxErrors, 1);
-}
-
-/// Returns the descriptor after `index`; the first one follows the last one.
+/// Returns the descriptor after `index`; the first one follows the last one. As in other places,
+/// the remainder is one instruction if `N` is a power of two, and cheaper than a check with a panic.
 #[inline]
 fn after<const N: usize>(index: usize) -> usize {
-    let next = index.wrapping_add(1);
-    if next < N { next } else { 0 }
+    index.wrapping_add(1) % N
+}
+
+/// Returns the number of descriptors from `from` up to `to`, at most `N - 1`.
+#[inline]
+fn between<const N: usize>(from: usize, to: usize) -> usize {
+    to.wrapping_add(N).wrapping_sub(from) % N
+}
+
+/// The place behind the filled descriptors.
+pub struct Tail<'a, const N: usize, const BYTES: usize> {
+    memory: &'a Dma,
+    next: &'a mut usize,
+}
+
+impl<'a, const N: usize, const BYTES: usize> Tail<'a, N, BYTES> {
+    /// Returns the descriptor of the frame.
+    #[inline]
+    pub fn descriptor(self) -> Descriptor<'a, BYTES> {
+        at::<N, BYTES>(self.memory, *self.next)
+    }
+
+    /// Has `fill` fill a descriptor with a command for the card, and returns the frame's, which is
+    /// the one behind it.
+    #[inline]
+    pub fn command(self, fill: impl FnOnce(Descriptor<BYTES>)) -> Descriptor<'a, BYTES> {
+        fill(at::<N, BYTES>(self.memory, *self.next));
+        *self.next = after::<N>(*self.next);
+        self.descriptor()
+    }
+}
+
+/// Returns descriptor `index % N` of the ring in `memory`, which has `N`.
+#[inline]
+fn at<const N: usize, const BYTES: usize>(memory: &Dma, index: usize) -> Descriptor<'_, BYTES> {
+    let index = index % N;
+    // SAFETY: the ring's memory has `N` descriptors of `BYTES` bytes.
+    Descriptor { place: unsafe { memory.at(index * BYTES) }, is_last: index == N - 1, memory: PhantomData }
 }
 
 impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
     /// Takes the frames to send, as long as there is room. `fill` fills the descriptor of a frame
     /// with this address for the card. Returns whether there was a frame: then tell the card.
     ///
-    /// A driver whose card has several queues, needs a descriptor of its own for a checksum, or
-    /// does not pad ([`Queues::pad`]), takes the frames itself and uses [`FrameRing::push`].
+    /// A driver whose card has several queues, or does not pad ([`Queues::pad`]), takes the frames
+    /// itself and uses [`FrameRing::push`].
     #[inline]
     pub fn send(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor<BYTES>, u64, &TxFrame)) -> bool {
-        let before = self.next;
-        while self.room > 0
-            && let Some(frame) = queues.take_transmit()
-        {
-            let index = self.next;
-            fill(self.descriptor(index), queues.tx_address(&frame), &frame);
-            self.hold(index, Some(frame));
+        self.send_each(queues, 1, |tail, address, frame| fill(tail.descriptor(), address, frame))
+    }
+
+    /// The same for a card that is told in a descriptor of its own how to treat the frames behind
+    /// it. `fill` gets a [`Tail`] in place of a descriptor.
+    #[inline]
+    pub fn send_with_commands(&mut self, queues: &mut Queues, fill: impl FnMut(Tail<N, BYTES>, u64, &TxFrame)) -> bool {
+        self.send_each(queues, 2, fill)
+    }
+
+    /// Takes the frames to send, as long as there is room for the `most` descriptors of a frame.
+    #[inline(always)]
+    fn send_each(
+        &mut self,
+        queues: &mut Queues,
+        most: usize,
+        mut fill: impl FnMut(Tail<N, BYTES>, u64, &TxFrame),
+    ) -> bool {
+        if !queues.has_transmit() {
+            return false;
         }
-        dma::write_barrier();
-        self.next != before
+        let mut frames = queues.sending();
+        frames.look(self.room / most);
+        let mut next = self.next;
+        while let Some(frame) = frames.take_known() {
+            let first = next;
+            // The frame is noted first, so that `fill` needs fewer registers.
+            let copy = frame.copy();
+            self.frames[first % N] = Some(frame);
+            fill(Tail { memory: &self.memory, next: &mut next }, frames.address(&copy), &copy);
+            if next != first {
+                self.frames.swap(first % N, next % N);
+            }
+            next = after::<N>(next);
+        }
+        self.fill_up_to(next)
     }
 
     /// Gives back the frames whose descriptors the card has finished, up to the first one of which
@@ -276,11 +348,24 @@ impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
     /// about as well.
     #[inline]
     pub fn reclaim(&mut self, queues: &mut Queues, mut is_sent: impl FnMut(Descriptor<BYTES>) -> bool) {
-        while let Some(frame) = self.pop(&mut is_sent) {
-            if let Some(frame) = frame {
-                queues.give_transmitted(frame);
+        // The position is in a register: each write to shared memory would have the compiler read
+        // it again.
+        let (mut done, next) = (self.done, self.next);
+        if done == next || !is_sent(self.descriptor(done)) {
+            return;
+        }
+        let mut sent = queues.sent();
+        loop {
+            dma::read_barrier();
+            if let Some(frame) = self.frames[done % N].take() {
+                sent.give(frame);
+            }
+            done = after::<N>(done);
+            if done == next || !is_sent(self.descriptor(done)) {
+                break;
             }
         }
+        self.empty_up_to(done);
     }
 
     /// Returns whether the card is to interrupt after it has sent a frame, if that has changed
@@ -300,16 +385,22 @@ impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
     /// Gives the card the empty frames, as long as there is room. `fill` fills the descriptor of a
     /// frame with this address for the card. Returns whether there was a frame: then tell the card.
     #[inline]
-    pub fn refill(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor<BYTES>, u64)) -> bool {
-        let before = self.next;
-        while self.room > 0
-            && let Some(frame) = queues.take_empty()
-        {
-            let address = queues.rx_address(&frame);
-            self.put(Some(frame), |descriptor| fill(descriptor, address));
+    pub fn refill(&mut self, queues: &mut Queues, fill: impl FnMut(Descriptor<BYTES>, u64)) -> bool {
+        // Most polls find no empty frame.
+        queues.has_empty() && self.refill_some(queues, fill)
+    }
+
+    #[inline(never)]
+    fn refill_some(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor<BYTES>, u64)) -> bool {
+        let mut frames = queues.filling();
+        frames.look(self.room);
+        let mut next = self.next;
+        while let Some(frame) = frames.take_known() {
+            fill(self.descriptor(next), frames.address(&frame));
+            self.frames[next % N] = Some(frame);
+            next = after::<N>(next);
         }
-        dma::write_barrier();
-        self.next != before
+        self.fill_up_to(next)
     }
 
     /// Delivers the received frames. `received` returns the length in bytes of a descriptor's
@@ -322,14 +413,28 @@ impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
         queues: &mut Queues,
         mut received: impl FnMut(Descriptor<BYTES>) -> Option<R>,
     ) {
-        while let Some((frame, received)) = self.finished(&mut received) {
-            if let Some(frame) = frame {
+        let next = self.next;
+        let mut look = |ring: &Self, done| if done != next { received(ring.descriptor(done)) } else { None };
+        let Some(mut received) = look(self, self.done) else { return };
+        let (mut done, mut damaged) = (self.done, 0);
+        let mut frames = queues.delivering();
+        loop {
+            dma::read_barrier();
+            if let Some(frame) = self.frames[done % N].take() {
                 let received = received.into();
-                if received.len_bytes == 0 {
-                    count_damaged(queues);
-                }
-                queues.give_received(frame, received);
+                damaged += u64::from(received.len_bytes == 0);
+                frames.give(frame, received);
             }
+            done = after::<N>(done);
+            match look(self, done) {
+                Some(more) => received = more,
+                None => break,
+            }
+        }
+        drop(frames);
+        self.empty_up_to(done);
+        if damaged > 0 {
+            queues.count(Counter::RxErrors, damaged);
         }
     }
 }

@@ -21,6 +21,15 @@ pub(crate) struct QueueMemory<Q> {
     of: PhantomData<fn() -> Q>,
 }
 
+impl<Q> Clone for QueueMemory<Q> {
+    #[inline]
+    fn clone(&self) -> QueueMemory<Q> {
+        *self
+    }
+}
+
+impl<Q> Copy for QueueMemory<Q> {}
+
 impl<Q: HasQueues> QueueMemory<Q> {
     /// # Safety
     /// The kernel must have mapped [`HasQueues::WORDS`] words at `start`, and must never unmap

@@ -170,11 +170,18 @@ pub trait Count: Copy + PartialEq {
     /// Reads the position in word `index`.
     fn load(words: &impl Words, index: usize) -> Self;
 
-    /// Writes this position to word `index`, which has the position before it.
-    fn store(self, words: &impl Words, index: usize);
+    /// Writes this position to word `index`, which has `before`: an earlier position, by less than
+    /// half of all positions.
+    fn store(self, before: Self, words: &impl Words, index: usize);
+
+    /// Returns the position `count` entries on.
+    fn plus(self, count: usize) -> Self;
 
     /// Returns the next position.
-    fn next(self) -> Self;
+    #[inline]
+    fn next(self) -> Self {
+        self.plus(1)
+    }
 
     /// Returns how far this position is ahead of an earlier one. If it is behind by less than half
     /// of all positions, that is more than any ring has.
@@ -193,13 +200,13 @@ impl Count for u64 {
     }
 
     #[inline]
-    fn store(self, words: &impl Words, index: usize) {
+    fn store(self, _: u64, words: &impl Words, index: usize) {
         words.store(index, self);
     }
 
     #[inline]
-    fn next(self) -> u64 {
-        self.wrapping_add(1)
+    fn plus(self, count: usize) -> u64 {
+        self.wrapping_add(count as u64)
     }
 
     #[inline]
@@ -222,17 +229,17 @@ impl Count for u32 {
     }
 
     #[inline]
-    fn store(self, words: &impl Words, index: usize) {
-        if self == 0 {
+    fn store(self, before: u32, words: &impl Words, index: usize) {
+        if self < before {
             let upper = words.load(index) & UPPER_HALF;
-            return words.store(index, upper.wrapping_add(1 << 32));
+            return words.store(index, upper.wrapping_add(1 << 32) | u64::from(self));
         }
         words.store_half(index, self);
     }
 
     #[inline]
-    fn next(self) -> u32 {
-        self.wrapping_add(1)
+    fn plus(self, count: usize) -> u32 {
+        self.wrapping_add(count as u32)
     }
 
     #[inline]
@@ -270,12 +277,19 @@ impl<R: Ring, C: Count> Producer<R, C> {
     /// Returns how many more entries fit into the ring.
     #[inline]
     pub fn room(&mut self, words: &impl Words) -> Result<usize, Lie> {
-        let taken = C::load(words, R::PLACE.base + TAKEN);
-        if taken.ahead_of(self.taken) > self.put.ahead_of(self.taken) {
-            return Err(Lie { claimed: taken.whole(), own: self.put.whole() });
+        self.taken = Self::look(words, self.put, self.taken)?;
+        Ok(R::PLACE.capacity - self.put.ahead_of(self.taken) as usize)
+    }
+
+    /// Returns the other side's position, if it can be true: `put` entries were put, and `taken`
+    /// were known to be taken.
+    #[inline]
+    fn look(words: &impl Words, put: C, taken: C) -> Result<C, Lie> {
+        let claimed = C::load(words, R::PLACE.base + TAKEN);
+        if claimed.ahead_of(taken) > put.ahead_of(taken) {
+            return Err(Lie { claimed: claimed.whole(), own: put.whole() });
         }
-        self.taken = taken;
-        Ok(R::PLACE.capacity - self.put.ahead_of(taken) as usize)
+        Ok(claimed)
     }
 
     /// Returns the entry that was put at `position`. **The other side can change it.**
@@ -286,14 +300,72 @@ impl<R: Ring, C: Count> Producer<R, C> {
     /// Puts `entry` into the ring; `Ok(false)` if the ring is full.
     #[inline]
     pub fn put(&mut self, words: &impl Words, entry: u64) -> Result<bool, Lie> {
+        self.putting(words).put(entry)
+    }
+
+    /// Begins to put several entries, which the other side sees together when the result is
+    /// dropped.
+    #[inline]
+    pub fn putting<W: Words>(&mut self, words: W) -> Putting<'_, R, C, W> {
+        let (put, taken) = (self.put, self.taken);
+        Putting { end: self, words, put, taken }
+    }
+}
+
+/// Several entries that are put into a ring.
+///
+/// The positions are in registers meanwhile. In the end itself, the compiler would read and write
+/// them for each entry: what others may write, may be the end as well.
+pub struct Putting<'a, R: Ring, C: Count, W: Words> {
+    end: &'a mut Producer<R, C>,
+    words: W,
+    put: C,
+    taken: C,
+}
+
+impl<R: Ring, C: Count, W: Words> Putting<'_, R, C, W> {
+    /// Puts `entry` into the ring; `Ok(false)` if the ring is full.
+    #[inline(always)]
+    pub fn put(&mut self, entry: u64) -> Result<bool, Lie> {
+        let is_full = |taken| self.put.ahead_of(taken) >= R::PLACE.capacity as u64;
         // Only read the other side's position (and its cache line) when the ring looks full.
-        if self.put.ahead_of(self.taken) as usize == R::PLACE.capacity && self.room(words)? == 0 {
-            return Ok(false);
+        if is_full(self.taken) {
+            let taken = Producer::<R, C>::look(&self.words, self.put, self.taken)?;
+            if is_full(taken) {
+                return Ok(false);
+            }
+            self.taken = taken;
         }
-        words.store(R::PLACE.entry(self.put.whole()), entry);
-        self.put = self.put.next();
-        self.put.store(words, R::PLACE.base + PUT);
+        self.put_within_room(entry);
         Ok(true)
+    }
+
+    /// Puts `entry` into a ring that is known to have room. Otherwise the oldest entry is lost.
+    #[inline(always)]
+    pub fn put_within_room(&mut self, entry: u64) {
+        self.words.store(R::PLACE.entry(self.put.whole()), entry);
+        self.put = self.put.next();
+    }
+}
+
+impl<R: Ring, C: Count, W: Words> Putting<'_, R, C, W> {
+    /// Puts an entry of 32 bits into a ring that is known to have room. No entry of the ring has
+    /// ever had more.
+    #[inline(always)]
+    pub fn put_half(&mut self, entry: u32) {
+        self.words.store_half(R::PLACE.entry(self.put.whole()), entry);
+        self.put = self.put.next();
+    }
+}
+
+impl<R: Ring, C: Count, W: Words> Drop for Putting<'_, R, C, W> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let before = self.end.put;
+        (self.end.put, self.end.taken) = (self.put, self.taken);
+        if self.put != before {
+            self.put.store(before, &self.words, R::PLACE.base + PUT);
+        }
     }
 }
 
@@ -328,13 +400,26 @@ impl<R: Ring, C: Count> Consumer<R, C> {
     /// Returns how many entries can be taken.
     #[inline]
     pub fn len(&mut self, words: &impl Words) -> Result<usize, Lie> {
-        let put = C::load(words, R::PLACE.base + PUT);
-        let ahead = put.ahead_of(self.taken);
-        if ahead < self.put.ahead_of(self.taken) || ahead > R::PLACE.capacity as u64 {
-            return Err(Lie { claimed: put.whole(), own: self.taken.whole() });
+        self.put = Self::look(words, self.taken, self.put)?;
+        Ok(self.put.ahead_of(self.taken) as usize)
+    }
+
+    /// Returns whether there is no entry, if the other side is believed.
+    #[inline]
+    pub fn is_empty(&self, words: &impl Words) -> bool {
+        C::load(words, R::PLACE.base + PUT) == self.taken
+    }
+
+    /// Returns the other side's position, if it can be true: `taken` entries were taken, and `put`
+    /// were known to be put.
+    #[inline]
+    fn look(words: &impl Words, taken: C, put: C) -> Result<C, Lie> {
+        let claimed = C::load(words, R::PLACE.base + PUT);
+        let ahead = claimed.ahead_of(taken);
+        if ahead < put.ahead_of(taken) || ahead > R::PLACE.capacity as u64 {
+            return Err(Lie { claimed: claimed.whole(), own: taken.whole() });
         }
-        self.put = put;
-        Ok(ahead as usize)
+        Ok(claimed)
     }
 
     /// Returns the entry at `position`, and leaves it there. **The other side can change it until
@@ -346,13 +431,64 @@ impl<R: Ring, C: Count> Consumer<R, C> {
     /// Takes the oldest entry, if there is one.
     #[inline]
     pub fn take(&mut self, words: &impl Words) -> Result<Option<u64>, Lie> {
-        if self.taken == self.put && self.len(words)? == 0 {
-            return Ok(None);
+        self.taking(words).take()
+    }
+
+    /// Begins to take several entries. The other side sees that when the result is dropped.
+    #[inline]
+    pub fn taking<W: Words>(&mut self, words: W) -> Taking<'_, R, C, W> {
+        let (taken, put) = (self.taken, self.put);
+        Taking { end: self, words, taken, put }
+    }
+}
+
+/// Several entries that are taken out of a ring. The positions are in registers meanwhile, as in
+/// [`Putting`].
+pub struct Taking<'a, R: Ring, C: Count, W: Words> {
+    end: &'a mut Consumer<R, C>,
+    words: W,
+    taken: C,
+    put: C,
+}
+
+impl<R: Ring, C: Count, W: Words> Taking<'_, R, C, W> {
+    /// Takes the oldest entry, if there is one.
+    #[inline(always)]
+    pub fn take(&mut self) -> Result<Option<u64>, Lie> {
+        if self.taken == self.put {
+            self.put = Consumer::<R, C>::look(&self.words, self.taken, self.put)?;
         }
-        let entry = words.load(R::PLACE.entry(self.taken.whole()));
+        Ok(self.take_known())
+    }
+
+    /// Looks for entries, and believes the other side. After this, [`Taking::take_known`] returns
+    /// all that are there, but no more than `most`.
+    #[inline(always)]
+    pub fn look(&mut self, most: usize) {
+        let put = C::load(&self.words, R::PLACE.base + PUT);
+        self.put = if put.ahead_of(self.taken) > most as u64 { self.taken.plus(most) } else { put };
+    }
+
+    /// Takes the oldest entry, if it is known that there is one.
+    #[inline(always)]
+    pub fn take_known(&mut self) -> Option<u64> {
+        if self.taken == self.put {
+            return None;
+        }
+        let entry = self.words.load(R::PLACE.entry(self.taken.whole()));
         self.taken = self.taken.next();
-        self.taken.store(words, R::PLACE.base + TAKEN);
-        Ok(Some(entry))
+        Some(entry)
+    }
+}
+
+impl<R: Ring, C: Count, W: Words> Drop for Taking<'_, R, C, W> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let before = self.end.taken;
+        (self.end.taken, self.end.put) = (self.taken, self.put);
+        if self.taken != before {
+            self.taken.store(before, &self.words, R::PLACE.base + TAKEN);
+        }
     }
 }
 
@@ -467,6 +603,38 @@ mod tests {
             assert_eq!(consumer.take(&memory), Ok(Some(entry)));
             assert_eq!(memory.load(PLACE.base + TAKEN), BEGIN + 1 + entry);
             assert_eq!(producer.room(&memory), Ok(8));
+        }
+    }
+
+    /// Several entries at once, also where the lower half of a position wraps between them.
+    #[test]
+    fn several_entries_are_put_and_taken_together() {
+        const BEGIN: u64 = (7 << 32) - 3;
+        let memory = Memory::new(PLACE.end());
+        let (mut producer, mut consumer) = ends_at(&memory, BEGIN, BEGIN as u32, BEGIN as u32);
+        for round in 0..3 {
+            let mut putting = producer.putting(&memory);
+            putting.put_within_room(10);
+            putting.put_half(11);
+            (12..18).for_each(|entry| assert_eq!(putting.put(entry), Ok(true)));
+            assert_eq!(putting.put(18), Ok(false));
+            assert_eq!((memory.load(PLACE.base + PUT), consumer.is_empty(&memory)), (BEGIN + 8 * round, true));
+            drop(putting);
+            assert_eq!((memory.load(PLACE.base + PUT), consumer.is_empty(&memory)), (BEGIN + 8 * round + 8, false));
+            let mut taking = consumer.taking(&memory);
+            assert_eq!(taking.take_known(), None);
+            taking.look(3);
+            for entry in 10..13 {
+                assert_eq!(taking.take_known(), Some(entry));
+            }
+            assert_eq!(taking.take_known(), None);
+            for entry in 13..18 {
+                assert_eq!(taking.take(), Ok(Some(entry)));
+            }
+            assert_eq!(taking.take(), Ok(None));
+            assert_eq!(memory.load(PLACE.base + TAKEN), BEGIN + 8 * round);
+            drop(taking);
+            assert_eq!(memory.load(PLACE.base + TAKEN), BEGIN + 8 * round + 8);
         }
     }
 

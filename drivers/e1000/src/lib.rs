@@ -15,7 +15,6 @@ use core::time::Duration;
 use registers::{self as reg, Card, ctrl, eerd, int, rctl, rxd, tctl, txd};
 use ringfence_sdk::class::Device;
 use ringfence_sdk::device;
-use ringfence_sdk::dma;
 use ringfence_sdk::net::{
     EthernetAddress, FRAME_BYTES, Hearing, NetInfo, Nic, NicDriver, Offload, Queues, RX_FRAMES, Received, RxFrame, Sum,
     TX_FRAMES, TxFrame,

@@ -3,7 +3,7 @@
 use crate::class::{self, Class, ClassDriver, Protocol, Requests};
 use crate::dma::Bytes;
 use crate::service::safe::{rf_use, rf_wait};
-use crate::shared::{HasQueues, QueueMemory};
+use crate::shared::QueueMemory;
 use crate::{Refusal, Result};
 use core::ptr::NonNull;
 pub use ringfence_abi::block::{
@@ -14,7 +14,7 @@ use ringfence_abi::block::{
     BLOCK_MAX_DATA, COMPLETE, QUEUE_BYTES, SUBMIT, USED_BYTES, USED_DATA, read_request, read_status, read_used,
     write_request, write_status,
 };
-use ringfence_abi::queue::{Complete, Consumer, Place, Producer, Rings, Submit, Words};
+use ringfence_abi::queue::{Complete, Consumer, HasQueues, Place, Producer, Rings, Submit, Words};
 
 /// Block devices.
 pub struct Block;

@@ -10,13 +10,13 @@
 
 use crate::dma::Bytes;
 use crate::service::safe::rf_offer;
-use crate::shared::{HasQueues, QueueMemory};
+use crate::shared::QueueMemory;
 use crate::{Command, Driver, Events, Refusal, Reply, Result};
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use core::ptr::NonNull;
-use ringfence_abi::queue::{Complete, Consumer, Producer, Rings, Submit, Words};
+use ringfence_abi::queue::{Complete, Consumer, HasQueues, Producer, Rings, Submit, Words};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A class of devices.

@@ -7,7 +7,7 @@
 use crate::Result;
 use crate::class::{self, Class, ClassDriver};
 use crate::dma::Bytes;
-use crate::shared::{HasQueues, QueueMemory};
+use crate::shared::QueueMemory;
 use core::fmt;
 use core::num::{NonZeroU16, NonZeroU32};
 use core::ptr::NonNull;
@@ -18,7 +18,7 @@ pub use ringfence_abi::net::{
     Counter, FRAME_BYTES, MAX_FRAME, MAX_GROUPS, MAX_QUEUES, MIN_FRAME, RX_FRAMES, TX_FRAMES,
 };
 pub use ringfence_abi::net::{Hearing, NetInfo, Offload, Sum};
-use ringfence_abi::queue::{Consumer, Native, Producer, Putting, Taking, Words};
+use ringfence_abi::queue::{Consumer, HasQueues, Native, Producer, Putting, Taking, Words};
 
 /// Network interfaces.
 pub struct Nic;

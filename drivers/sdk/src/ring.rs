@@ -252,8 +252,8 @@ impl<F, const N: usize, const BYTES: usize> FrameRing<F, N, BYTES> {
     }
 }
 
-/// Returns the descriptor after `index`; the first one follows the last one. As in other places,
-/// the remainder is one instruction if `N` is a power of two, and cheaper than a check with a panic.
+/// Returns the descriptor after `index`; the first one follows the last one. The remainder is one
+/// instruction if `N` is a power of two, and cheaper than a check with a panic.
 #[inline]
 fn after<const N: usize>(index: usize) -> usize {
     index.wrapping_add(1) % N

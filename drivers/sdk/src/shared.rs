@@ -5,15 +5,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::marker::PhantomData;
 use ringfence_abi::layout::{MAILBOX, PAGE_SIZE, SLOT_SIZE};
-use ringfence_abi::queue::Words;
+use ringfence_abi::queue::{HasQueues, Words};
 use ringfence_abi::service::Refusal;
-
-/// One end of queues.
-pub(crate) trait HasQueues {
-    /// The number of words of the queue memory. As it is known when the driver is compiled, the
-    /// checks of most indices are left out.
-    const WORDS: usize;
-}
 
 /// Queue memory of `Q`, which the kernel has mapped.
 pub(crate) struct QueueMemory<Q> {

@@ -51,6 +51,13 @@ pub trait Words {
     }
 }
 
+/// One end of queues, in memory of a length that is known when the code is compiled: the checks of
+/// most indices are left out.
+pub trait HasQueues {
+    /// The number of words of the memory.
+    const WORDS: usize;
+}
+
 impl<W: Words> Words for &W {
     fn load(&self, index: usize) -> u64 {
         (**self).load(index)

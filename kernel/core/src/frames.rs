@@ -27,8 +27,8 @@ const LOOK_AGAIN_NS: u64 = 20_000_000;
 const LOOK_AGAIN_MOST_NS: u64 = 1_000_000_000;
 
 /// The account of a network driver's frames.
-pub struct Frames<M> {
-    memory: M,
+pub struct Frames<Q, M> {
+    memory: Q,
     tx: M,
     rx: M,
     /// Returns the nanoseconds since boot.
@@ -133,7 +133,7 @@ impl Counts {
     }
 }
 
-impl<M: Words + Data> Frames<M> {
+impl<Q: Words, M: Data> Frames<Q, M> {
     /// Tells the driver which frames the card is to receive besides frames to itself and to all,
     /// and the groups, of which the first [`MAX_GROUPS`] are listed.
     pub fn say_hearing(&self, hearing: Hearing, groups: impl Iterator<Item = [u8; 6]>) {
@@ -177,7 +177,7 @@ impl<M: Words + Data> Frames<M> {
     /// Takes over the frames of another driver, which was ended: keeps the frames that the driver
     /// had delivered, and sends again the frames that it had not given back. A frame that it had
     /// sent, but not given back, is sent twice; networks may duplicate frames as well.
-    pub fn take_over(&mut self, other: &mut Frames<M>) {
+    pub fn take_over(&mut self, other: &mut Frames<Q, M>) {
         let mut frame = [0; FRAME_BYTES];
         // The other driver was ended: its ring gets no new frames, so that the loop ends.
         while let Ok(Some(received)) = other.receive(&mut frame) {
@@ -236,7 +236,7 @@ impl<M: Words + Data> Frames<M> {
 
     /// Returns an account in which the driver has all frames to receive into, and none to send.
     /// `memory` holds the rings, `tx` and `rx` the frames.
-    pub fn new([memory, tx, rx]: [M; 3], clock: fn() -> u64, card: Card) -> Frames<M> {
+    pub fn new(memory: Q, [tx, rx]: [M; 2], clock: fn() -> u64, card: Card) -> Frames<Q, M> {
         let mut frames = Frames {
             memory,
             tx,
@@ -277,12 +277,12 @@ impl<M: Words + Data> Frames<M> {
 
     /// Returns the entries of the frames to send that the driver has, in the order in which it got
     /// them.
-    fn entries(&self) -> impl Iterator<Item = Entry> + use<M> {
+    fn entries(&self) -> impl Iterator<Item = Entry> + use<Q, M> {
         self.entries_at().map(|(_, entry)| entry)
     }
 
     /// Returns the same entries as [`Frames::entries`], each with its position in `transmit`.
-    fn entries_at(&self) -> impl Iterator<Item = (u64, Entry)> + use<M> {
+    fn entries_at(&self) -> impl Iterator<Item = (u64, Entry)> + use<Q, M> {
         let is_lent = |number: usize| self.tx_free >> number & 1 == 0;
         let mut entries = self.tx_entries;
         for (_, (position, _)) in entries.iter_mut().enumerate().filter(|(number, _)| !is_lent(*number)) {
@@ -587,16 +587,16 @@ mod tests {
         Received { len_bytes, is_checked: false }
     }
 
-    fn pair() -> (Frames<Memory>, Driver) {
+    fn pair() -> (Frames<Memory, Memory>, Driver) {
         with(NetInfo::new([2; 6]))
     }
 
-    fn with(info: NetInfo) -> (Frames<Memory>, Driver) {
+    fn with(info: NetInfo) -> (Frames<Memory, Memory>, Driver) {
         let card = Card::new(&info).unwrap();
         let (rings, tx, rx) =
             (Memory::new(QUEUE_BYTES), Memory::new(TX_FRAMES * FRAME_BYTES), Memory::new(RX_FRAMES * FRAME_BYTES));
         let driver = Driver { rings: rings.clone(), rx: rx.clone(), transmitted: 0, received: 0 };
-        (Frames::new([rings, tx, rx], || 5, card), driver)
+        (Frames::new(rings, [tx, rx], || 5, card), driver)
     }
 
     #[test]
@@ -615,7 +615,7 @@ mod tests {
 
     #[test]
     fn a_trace_sees_each_frame_once_on_each_side() {
-        fn passed(frames: &mut Frames<Memory>, side: Side) -> Vec<String> {
+        fn passed(frames: &mut Frames<Memory, Memory>, side: Side) -> Vec<String> {
             let mut seen = Vec::new();
             frames.passed(side, 2, &mut |passed| seen.push(format!("{passed:?}")));
             seen
@@ -823,7 +823,7 @@ mod tests {
     #[test]
     fn a_connection_has_one_queue_of_the_card() {
         let (mut frames, _) = with(NetInfo::new([2; 6]).queues(2));
-        let queue = |frames: &mut Frames<Memory>, port| {
+        let queue = |frames: &mut Frames<Memory, Memory>, port| {
             assert_eq!(frames.send(&segment(port), None), Ok(true));
             frames.entries().last().unwrap().queue()
         };
@@ -889,7 +889,7 @@ mod tests {
 
     #[test]
     fn a_successor_completes_the_sums_that_its_card_does_not() {
-        let sent = |frames: &Frames<Memory>| {
+        let sent = |frames: &Frames<Memory, Memory>| {
             let entry = frames.entries().next().unwrap();
             let mut frame = vec![0; entry.len_bytes()];
             assert!(frames.tx.read(entry.frame() * FRAME_BYTES, &mut frame));

@@ -25,7 +25,7 @@
 use crate::domain::cause::{Cause, UpcallError};
 use crate::domain::hardware::Which;
 use crate::domain::trace::{self, What};
-use crate::domain::turn::{free_clock, poll_clock};
+use crate::domain::turn::free_clock;
 use crate::domain::{Domain, Handle, end, registry, sleep, timer, whose};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -150,9 +150,8 @@ fn run(domain: &mut Domain, mut events: Events) {
         waited = for_these;
         events |= waited;
     }
-    let (began, before) = (poll_clock(), domain.turn.all_ticks);
     let reply = domain.upcall_running(POLL, [events.bits(), 0, 0]);
-    charge(domain, domain.turn.all_ticks.wrapping_sub(before), began);
+    charge(domain, domain.turn.last_ticks, domain.turn.last_began);
     take_reply(domain, reply, events, waited);
 }
 
@@ -270,8 +269,7 @@ fn note_news(domain: &mut Domain, news: Reply) {
     }
 }
 
-/// Adds an upcall that took `tsc_ticks`, and began when [`poll_clock`] was `began`, to the driver's
-/// debt.
+/// Adds an upcall that took `tsc_ticks`, and began when the TSC was `began`, to the driver's debt.
 #[inline(always)]
 fn charge(domain: &mut Domain, tsc_ticks: u64, began: u64) {
     let rest = domain.turn.charge(tsc_ticks, began);
@@ -286,7 +284,7 @@ fn charge(domain: &mut Domain, tsc_ticks: u64, began: u64) {
 pub fn succeed(fresh: &mut Domain, dead: &Domain) {
     fresh.turn.take_over(&dead.turn);
     let ticks = fresh.turn.all_ticks;
-    charge(fresh, ticks, poll_clock().saturating_sub(ticks));
+    charge(fresh, ticks, time::tsc().saturating_sub(ticks));
 }
 
 /// Returns the time that a driver still has to rest, in nanoseconds.
@@ -467,7 +465,7 @@ fn wake(handle: &Handle) {
 /// Continues the upcall of a driver that slept, or stood still for a debugger.
 pub fn go_on(handle: &Handle) {
     let mut domain = handle.lock();
-    let (began, before) = (poll_clock(), domain.turn.all_ticks);
+    let (began, before) = (time::tsc(), domain.turn.all_ticks);
     let result = domain.wake();
     let ticks = domain.turn.all_ticks.wrapping_sub(before);
     charge(&mut domain, ticks, began);

@@ -40,6 +40,8 @@ pub struct Exit {
     pub left: Left,
     /// Timer ticks that the upcall has not used.
     pub ticks_left: u32,
+    /// The TSC when the upcall began.
+    pub began: u64,
     /// Duration of the upcall, in TSC ticks.
     pub tsc_ticks: u64,
 }
@@ -179,7 +181,7 @@ impl<T: Send> Current<T> {
                 Left::Asleep
             }
         };
-        Exit { left, ticks_left, tsc_ticks }
+        Exit { left, ticks_left, began, tsc_ticks }
     }
 
     /// Puts the driver whose upcall is under way to sleep, in the service that it has called:

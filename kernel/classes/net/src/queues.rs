@@ -8,10 +8,11 @@ use host::domain::cause::Cause;
 use host::domain::offer::{self, Offer};
 use hw::arch::time;
 use hw::memory::frames::Lent;
+use hw::memory::queues::QueueMemory;
 use ringfence_abi::net::{
     FRAME_BYTES, Hearing, NetInfo, QUEUE_BYTES, RX_ADDRESS, RX_FRAMES, RX_START, TX_ADDRESS, TX_FRAMES, TX_START,
 };
-use ringfence_abi::queue::Words;
+use ringfence_abi::queue::{HasQueues, Words};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
 use ringfence_core::frames::Frames;
@@ -24,21 +25,25 @@ pub struct Queues {
     pub mac: [u8; 6],
     /// The other frames that the card can be told to receive.
     pub can_hear: Hearing,
-    frames: Frames<Lent>,
+    frames: Frames<QueueMemory<Queues>, Lent>,
+}
+
+impl HasQueues for Queues {
+    const WORDS: usize = QUEUE_BYTES / size_of::<u64>();
 }
 
 impl Deref for Queues {
-    type Target = Frames<Lent>;
+    type Target = Frames<QueueMemory<Queues>, Lent>;
 
     #[inline]
-    fn deref(&self) -> &Frames<Lent> {
+    fn deref(&self) -> &Frames<QueueMemory<Queues>, Lent> {
         &self.frames
     }
 }
 
 impl DerefMut for Queues {
     #[inline]
-    fn deref_mut(&mut self) -> &mut Frames<Lent> {
+    fn deref_mut(&mut self) -> &mut Frames<QueueMemory<Queues>, Lent> {
         &mut self.frames
     }
 }
@@ -93,7 +98,7 @@ impl Queues {
     /// Maps queues and frames into `domain`, and lends the driver all receive frames.
     pub fn new(domain: &mut Domain, info: NetInfo) -> Result<Queues, Refusal> {
         let card = Card::new(&info).ok_or(Refusal::Invalid)?;
-        let memory = offer::map_queues(domain, QUEUE_BYTES)?;
+        let memory = offer::map_queues(domain)?;
         // On an error, the regions that are mapped already are unmapped again. The device only
         // reads frames that are sent.
         let tx = domain.map_dma((TX_FRAMES * FRAME_BYTES) as u64, false);
@@ -110,7 +115,7 @@ impl Queues {
         memory.store(RX_ADDRESS, domain.device_address(&rx));
         memory.store(TX_START, tx.extent.start);
         memory.store(RX_START, rx.extent.start);
-        let frames = Frames::new([memory, tx.memory, rx.memory], time::uptime_ns, card);
+        let frames = Frames::new(memory, [tx.memory, rx.memory], time::uptime_ns, card);
         Ok(Queues { mac: info.mac, can_hear: Hearing::from_bits_truncate(info.can_hear), frames })
     }
 

@@ -178,9 +178,9 @@ impl Ticket {
 }
 
 /// The memory of a driver's queues and data.
-pub struct Memory<M> {
+pub struct Memory<Q, M> {
     /// Rings and requests.
-    pub queues: M,
+    pub queues: Q,
     /// The data of each request, one after the other.
     pub data: M,
     /// The data's address for the device.
@@ -190,8 +190,8 @@ pub struct Memory<M> {
 }
 
 /// The requests that the driver has, and the outcomes of the others.
-pub struct Account<P: Protocol, M> {
-    memory: Memory<M>,
+pub struct Account<P: Protocol, Q, M> {
+    memory: Memory<Q, M>,
     submit: Producer<Submit<P>>,
     complete: Consumer<Complete<P>>,
     requests: Vec<State<P>>,
@@ -208,9 +208,9 @@ pub struct Account<P: Protocol, M> {
     seen: Seen,
 }
 
-impl<P: Protocol, M: Words + Data> Account<P, M> {
+impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
     /// Returns an account with empty queues for a driver that takes `depth` requests at once.
-    pub fn new(memory: Memory<M>, depth: usize) -> Account<P, M> {
+    pub fn new(memory: Memory<Q, M>, depth: usize) -> Account<P, Q, M> {
         Account {
             memory,
             submit: Producer::new(),

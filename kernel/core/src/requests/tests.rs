@@ -103,7 +103,7 @@ impl Protocol for Numbers {
 
 /// The kernel's account, and the driver's end of the queues.
 struct Pair {
-    account: Account<Numbers, Shared>,
+    account: Account<Numbers, Shared, Shared>,
     queues: Shared,
     data: Shared,
     submit: Consumer<Submit<Numbers>>,

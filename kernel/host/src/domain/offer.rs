@@ -11,8 +11,10 @@ use alloc::format;
 use alloc::string::String;
 use core::any::Any;
 use hw::memory::frames::Lent;
+use hw::memory::queues::QueueMemory;
 use ringfence_abi::layout::{PAGE_SIZE, QUEUE, USED};
 use ringfence_abi::manifest::{Kind, Manifest};
+use ringfence_abi::queue::HasQueues;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
 use ringfence_core::passed::{Content, Moved, Passed, Side};
@@ -148,9 +150,10 @@ pub fn operations_noun(manifest: &Manifest) -> String {
 }
 
 /// Maps the shared memory of a driver's queues, `len_bytes` bytes, at the address of all queues.
-pub fn map_queues(domain: &mut Domain, len_bytes: usize) -> Result<Lent, Refusal> {
-    let len_bytes = len_bytes.next_multiple_of(PAGE_SIZE as usize);
-    Ok(domain.space.map_lent(domain.base() + QUEUE, len_bytes as u64)?)
+pub fn map_queues<Q: HasQueues>(domain: &mut Domain) -> Result<QueueMemory<Q>, Refusal> {
+    let len_bytes = (Q::WORDS * size_of::<u64>()).next_multiple_of(PAGE_SIZE as usize);
+    let memory = domain.space.map_lent(domain.base() + QUEUE, len_bytes as u64)?;
+    QueueMemory::new(memory).ok_or(Refusal::NoMemory)
 }
 
 /// Maps the shared memory for the device that a driver uses, `len_bytes` bytes.
@@ -160,8 +163,8 @@ pub fn map_used(domain: &mut Domain, len_bytes: usize) -> Result<Lent, Refusal> 
 }
 
 /// Unmaps the memory that [`map_queues`] has mapped.
-pub fn unmap_queues(domain: &mut Domain, queues: &Lent) {
-    domain.space.unmap(domain.base() + QUEUE, queues.len_bytes() as u64);
+pub fn unmap_queues<Q: HasQueues>(domain: &mut Domain, queues: &QueueMemory<Q>) {
+    domain.space.unmap(domain.base() + QUEUE, queues.memory().len_bytes() as u64);
 }
 
 impl Domain {

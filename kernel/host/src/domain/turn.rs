@@ -15,6 +15,8 @@ static IN_WORK: AtomicU64 = AtomicU64::new(0);
 pub struct Turn {
     /// TSC ticks of all its upcalls, and of the work done for it.
     pub all_ticks: u64,
+    /// The TSC when the last upcall began, or the last part of one.
+    pub last_began: u64,
     /// TSC ticks of the last upcall.
     pub last_ticks: u64,
     /// Its debt: measured by [`poll_clock`] for polls, and by [`free_clock`] for work that is done
@@ -58,10 +60,12 @@ impl Turn {
         self.waits.is_some()
     }
 
-    /// Counts an upcall that took `tsc_ticks` of the TSC and `timer_ticks` of the timer. When the
-    /// host stalls, the TSC goes on and the timer does not; the driver is not to blame.
+    /// Counts an upcall that began when the TSC was `began`, and took `tsc_ticks` of the TSC and
+    /// `timer_ticks` of the timer. When the host stalls, the TSC goes on and the timer does not;
+    /// the driver is not to blame.
     #[inline]
-    pub fn count(&mut self, tsc_ticks: u64, timer_ticks: impl FnOnce() -> u32) {
+    pub fn count(&mut self, began: u64, tsc_ticks: u64, timer_ticks: impl FnOnce() -> u32) {
+        self.last_began = began;
         self.last_ticks = debt::counted(tsc_ticks, time::tsc_per_tick(), timer_ticks);
         self.all_ticks = self.all_ticks.wrapping_add(self.last_ticks);
     }
@@ -95,12 +99,13 @@ impl Turn {
         self.debt.take_over(&dead.debt);
     }
 
-    /// Charges an upcall that took `tsc_ticks` and began when [`poll_clock`] was `began`. Returns
-    /// the time that the driver must rest.
+    /// Charges an upcall that took `tsc_ticks` and began when the TSC was `began`. No driver may
+    /// have been charged since. Returns the time that the driver must rest.
     #[inline(always)]
     pub fn charge(&mut self, tsc_ticks: u64, began: u64) -> u64 {
-        IN_POLLS.fetch_add(tsc_ticks, Ordering::Relaxed);
-        self.debt.add_poll(tsc_ticks, began, most())
+        let before = IN_POLLS.load(Ordering::Relaxed);
+        IN_POLLS.store(before.wrapping_add(tsc_ticks), Ordering::Relaxed);
+        self.debt.add_poll(tsc_ticks, began.saturating_sub(before), most())
     }
 
     /// Charges work for the driver that took `tsc_ticks` and began when [`free_clock`] was `began`.

@@ -32,13 +32,13 @@ impl Domain {
     }
 
     /// Enters a driver that is known to run and not to sleep.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn upcall_running(&mut self, operation: u64, arguments: [u64; 3]) -> Result<u64, UpcallError> {
         self.log_left = LOG_LINES;
         self.upcall = operation;
         let [a, b, c] = arguments;
         self.events = if operation == POLL { Events::from_bits_truncate(a) } else { Events::empty() };
-        self.upcalls += 1;
+        self.upcalls = self.upcalls.wrapping_add(1);
         if self.trace.is_some() {
             trace::note_enter(self, operation, arguments);
         }
@@ -75,7 +75,7 @@ impl Domain {
     /// Finds the result of an upcall that was entered with a budget of `budget` timer ticks.
     #[inline(always)]
     fn leave(&mut self, exit: Exit, budget: u32) -> Result<u64, UpcallError> {
-        self.turn.count(exit.tsc_ticks, || budget - exit.ticks_left);
+        self.turn.count(exit.began, exit.tsc_ticks, || budget - exit.ticks_left);
         if self.log_dropped > 0 {
             let text = format_args!("{} more lines in one upcall were dropped", self.log_dropped);
             console::say_about(&self.source(), Level::Warn, text);

@@ -6,6 +6,8 @@ use crate::domain::offer::{self, Offer};
 use alloc::sync::Arc;
 use core::ops::{Deref, DerefMut};
 use hw::memory::frames::Lent;
+use hw::memory::queues::QueueMemory;
+use ringfence_abi::queue::HasQueues;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
 use ringfence_core::passed::{Moved, Passed, Side};
@@ -17,25 +19,29 @@ pub use ringfence_core::requests::{Moves, Ticket};
 pub struct Queues<P: Protocol> {
     /// The driver's description of its device, checked.
     pub info: P::Info,
-    account: Account<P, Lent>,
+    account: Account<P, QueueMemory<Queues<P>>, Lent>,
     /// The server's requests that are to be sent again.
     repeats: Arc<Repeats>,
     /// The news of the driver.
     news: Reply,
 }
 
+impl<P: Protocol> HasQueues for Queues<P> {
+    const WORDS: usize = P::QUEUE_BYTES / size_of::<u64>();
+}
+
 impl<P: Protocol> Deref for Queues<P> {
-    type Target = Account<P, Lent>;
+    type Target = Account<P, QueueMemory<Queues<P>>, Lent>;
 
     #[inline]
-    fn deref(&self) -> &Account<P, Lent> {
+    fn deref(&self) -> &Account<P, QueueMemory<Queues<P>>, Lent> {
         &self.account
     }
 }
 
 impl<P: Protocol> DerefMut for Queues<P> {
     #[inline]
-    fn deref_mut(&mut self) -> &mut Account<P, Lent> {
+    fn deref_mut(&mut self) -> &mut Account<P, QueueMemory<Queues<P>>, Lent> {
         &mut self.account
     }
 }
@@ -73,7 +79,7 @@ impl<P: Protocol> Offer for Queues<P> {
 impl<P: Protocol> Queues<P> {
     /// Maps queues and data memory into `domain`.
     pub fn new(domain: &mut Domain, info: P::Info) -> Result<Queues<P>, Refusal> {
-        let queues = offer::map_queues(domain, P::QUEUE_BYTES)?;
+        let queues = offer::map_queues(domain)?;
         let Ok(data) = domain.map_dma((P::REQUESTS * P::MAX_DATA) as u64, true) else {
             offer::unmap_queues(domain, &queues);
             return Err(Refusal::NoMemory);

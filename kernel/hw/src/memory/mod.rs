@@ -23,6 +23,7 @@ use spin::Once;
 use tables::Root;
 
 pub mod frames;
+pub mod queues;
 pub mod registers;
 pub mod shared;
 pub mod stray;

@@ -55,7 +55,7 @@ impl SharedMemory {
             return false;
         }
         // SAFETY: the bytes are inside the memory, and `to` is the kernel's own.
-        unsafe { core::ptr::copy_nonoverlapping(self.start.add(offset), to.as_mut_ptr(), to.len()) };
+        unsafe { copy(self.start.add(offset), to.as_mut_ptr(), to.len()) };
         true
     }
 
@@ -65,7 +65,7 @@ impl SharedMemory {
             return false;
         }
         // SAFETY: the bytes are inside the memory, and `from` is the kernel's own.
-        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), self.start.add(offset), from.len()) };
+        unsafe { copy(from.as_ptr(), self.start.add(offset), from.len()) };
         true
     }
 
@@ -82,7 +82,7 @@ impl SharedMemory {
     /// Returns the memory as words. A driver or a device may write to them at any moment, but a
     /// word is always read as it was written, never in parts.
     #[inline(always)]
-    fn words(&self) -> &[AtomicU64] {
+    pub(super) fn words(&self) -> &[AtomicU64] {
         // SAFETY: the memory exists as long as this value and is aligned, and any bits are a
         // number.
         unsafe { core::slice::from_raw_parts(self.start.cast(), self.len_bytes / size_of::<u64>()) }
@@ -111,31 +111,85 @@ impl SharedMemory {
     }
 }
 
+/// Copies `len_bytes` bytes: the words by a string instruction, the rest as a last word, which
+/// overlaps the one before.
+///
+/// The `memcpy` for this target moves single bytes up to a multiple of 8, and after the last one.
+/// It is a call, and takes two string instructions more. A string instruction starts slowly on
+/// hardware, and emulators carry it out unit by unit.
+///
+/// # Safety
+/// The bytes must be readable and writable, and must not overlap.
+#[inline]
+unsafe fn copy(from: *const u8, to: *mut u8, len_bytes: usize) {
+    const WORD: usize = size_of::<u64>();
+    // SAFETY: all of these bytes are among the caller's.
+    unsafe {
+        if len_bytes < WORD {
+            for index in 0..len_bytes {
+                to.add(index).write_volatile(from.add(index).read_volatile());
+            }
+            return;
+        }
+        core::arch::asm!(
+            "rep movsq",
+            inout("rcx") len_bytes / WORD => _,
+            inout("rsi") from => _,
+            inout("rdi") to => _,
+            options(nostack, preserves_flags)
+        );
+        let last = len_bytes - WORD;
+        to.add(last).cast::<u64>().write_unaligned(from.add(last).cast::<u64>().read_unaligned());
+    }
+}
+
 impl Words for SharedMemory {
     #[inline(always)]
     fn load(&self, index: usize) -> u64 {
-        self.words().get(index).map_or(0, |word| word.load(Ordering::Relaxed))
+        load(self.words(), index)
     }
 
     #[inline(always)]
     fn store(&self, index: usize, value: u64) {
-        if let Some(word) = self.words().get(index) {
-            word.store(value, Ordering::Relaxed);
-        }
+        store(self.words(), index, value);
     }
 
     #[inline(always)]
     fn load_words<const N: usize>(&self, first: usize) -> [u64; N] {
-        let words = self.words().get(first..).and_then(|words| words.first_chunk::<N>());
-        words.map_or([0; N], |words| core::array::from_fn(|index| words[index].load(Ordering::Relaxed)))
+        load_words(self.words(), first)
     }
 
     #[inline(always)]
     fn store_bytes(&self, first: usize, bytes: &[u8]) {
-        let values = bytes.as_chunks().0;
-        let words = self.words().get(first..).and_then(|words| words.get(..values.len()));
-        for (word, value) in words.unwrap_or(&[]).iter().zip(values) {
-            word.store(u64::from_le_bytes(*value), Ordering::Relaxed);
-        }
+        store_bytes(self.words(), first, bytes);
+    }
+}
+
+// The access to words, as [`Words`] has it.
+
+#[inline(always)]
+pub(super) fn load(words: &[AtomicU64], index: usize) -> u64 {
+    words.get(index).map_or(0, |word| word.load(Ordering::Relaxed))
+}
+
+#[inline(always)]
+pub(super) fn store(words: &[AtomicU64], index: usize, value: u64) {
+    if let Some(word) = words.get(index) {
+        word.store(value, Ordering::Relaxed);
+    }
+}
+
+#[inline(always)]
+pub(super) fn load_words<const N: usize>(words: &[AtomicU64], first: usize) -> [u64; N] {
+    let words = words.get(first..).and_then(|words| words.first_chunk::<N>());
+    words.map_or([0; N], |words| core::array::from_fn(|index| words[index].load(Ordering::Relaxed)))
+}
+
+#[inline(always)]
+pub(super) fn store_bytes(words: &[AtomicU64], first: usize, bytes: &[u8]) {
+    let values = bytes.as_chunks().0;
+    let words = words.get(first..).and_then(|words| words.get(..values.len()));
+    for (word, value) in words.unwrap_or(&[]).iter().zip(values) {
+        word.store(u64::from_le_bytes(*value), Ordering::Relaxed);
     }
 }

@@ -308,8 +308,8 @@ fn jump(from: usize, to: usize) -> [u8; JMP_BYTES] {
 }
 
 /// The encodings that are tried: as it is; with a [`NOP`] behind it; with a SIB byte; with other
-/// displacements; with both. In code of 32 bits an operand may be at a fixed address; other
-/// displacements are then those from a register that is saved before.
+/// displacements, or another constant; with both. In code of 32 bits an operand may be at a fixed
+/// address; other displacements are then those from a register that is saved before.
 const VARIANTS: usize = 3 + 2 * STEPS.len();
 /// A no-operation of two bytes.
 const NOP: [u8; 2] = [0x66, 0x90];
@@ -318,6 +318,8 @@ const MOST_OF_STACK: u32 = 0x51;
 /// Amounts by which a base register is lowered, so that the displacement grows. A lower stack
 /// pointer is harmless; a higher one would give up bytes that are in use.
 const STEPS: [u32; 6] = [0x08, 0x40, 0x51, 0x100, 0x1122, 0x2040];
+/// Amounts by which a constant is lowered: the large ones borrow from the upper half.
+const SUMMANDS: [u32; STEPS.len()] = [0x08, 0x51, 0x1122, 0x2_0406, 0x1122_3344, 0x7f01_0203];
 
 /// Encodes an instruction for address `at`.
 fn encode(instruction: &Instruction, bytes: &[u8], at: u64, variant: usize) -> Option<Vec<u8>> {
@@ -337,6 +339,10 @@ fn encode(instruction: &Instruction, bytes: &[u8], at: u64, variant: usize) -> O
         2 => (with_sib(instruction, bytes)?, 0),
         _ => match STEPS.get(variant - 3) {
             Some(step) if has_address(instruction) => (with_base(instruction, bytes, *step)?, *step),
+            Some(_) if loads_constant(instruction) => {
+                let summand = SUMMANDS[variant - 3];
+                (with_sum(instruction, bytes, summand)?, summand)
+            }
             Some(step) => (with_step(instruction, bytes, *step, false)?, *step),
             None => {
                 let step = *STEPS.get(variant - 3 - STEPS.len())?;
@@ -345,6 +351,34 @@ fn encode(instruction: &Instruction, bytes: &[u8], at: u64, variant: usize) -> O
         },
     };
     means_the_same(instruction, &code, step).then_some(code)
+}
+
+/// Returns whether an instruction loads a register with a constant of the register's width.
+fn loads_constant(instruction: &Instruction) -> bool {
+    matches!(instruction.code(), Code::Mov_r64_imm64 | Code::Mov_r32_imm32)
+}
+
+/// Encodes the load of a constant as the load of one that is smaller by `step`, and an addition
+/// that changes no flags.
+fn with_sum(instruction: &Instruction, bytes: &[u8], step: u32) -> Option<Vec<u8>> {
+    let register = instruction.op0_register();
+    let (width, constant) = match instruction.code() {
+        Code::Mov_r64_imm64 => (8, instruction.immediate64().wrapping_sub(step.into())),
+        _ => (4, instruction.immediate32().wrapping_sub(step).into()),
+    };
+    let load = [bytes.get(..bytes.len().checked_sub(width)?)?, constant.to_le_bytes().get(..width)?].concat();
+    Some([load, lea(register, step as i32, instruction.code_size() == CodeSize::Code64)].concat())
+}
+
+/// Returns LEA with a register as the base and the destination. In 64-bit code, `is_wide`, the
+/// address has 64 bits, and the destination is as wide as the register.
+fn lea(register: Register, by: i32, is_wide: bool) -> Vec<u8> {
+    let number = register.number() as u8;
+    let rex = 0x40 | if register.is_gpr64() { 8 } else { 0 } | if number >= 8 { 5 } else { 0 };
+    let rex: &[u8] = if is_wide && rex != 0x40 { &[rex] } else { &[] };
+    let low = number & 7;
+    let sib: &[u8] = if low == 4 { &[0x24] } else { &[] };
+    [rex, &[0x8d, 0x80 | low << 3 | low], sib, &by.to_le_bytes()].concat()
 }
 
 /// Returns whether an instruction's only operand in memory is at a fixed address.
@@ -397,7 +431,8 @@ const MOV_IMMEDIATE: u8 = 0xb8;
 
 /// Returns whether code, as the decoder understands it, does the same as an instruction: the same
 /// operation on the same operands, with a base register that is lowered by `step` before and raised
-/// by as much afterwards, or that is loaded between PUSH and POP.
+/// by as much afterwards, or that is loaded between PUSH and POP; or the same constant, as a sum
+/// with `step`.
 fn means_the_same(instruction: &Instruction, code: &[u8], step: u32) -> bool {
     let decoded: Vec<Instruction> = decoder(instruction, code).into_iter().collect();
     let is_wide = instruction.memory_base().is_gpr64();
@@ -421,6 +456,20 @@ fn means_the_same(instruction: &Instruction, code: &[u8], step: u32) -> bool {
     let (step, base) = (step as i32, instruction.memory_base());
     match &decoded[..] {
         [one] => step == 0 && is_it(one),
+        [load, add] if loads_constant(instruction) => {
+            let register = load.op0_register();
+            let is_wide = register.is_gpr64();
+            let constant = match is_wide {
+                true => load.immediate64().wrapping_add_signed(step.into()) == instruction.immediate64(),
+                false => load.immediate32().wrapping_add_signed(step) == instruction.immediate32(),
+            };
+            let code = if is_wide { Code::Lea_r64_m } else { Code::Lea_r32_m };
+            let same_width = if load.code_size() == CodeSize::Code64 { register.full_register() } else { register };
+            constant
+                && (load.code(), register) == (instruction.code(), instruction.op0_register())
+                && (add.code(), add.op0_register(), add.memory_base()) == (code, register, same_width)
+                && (add.memory_index(), add.memory_displacement32() as i32) == (Register::None, step)
+        }
         [before, one] => moves(before, -step) && is_it(one) && whole(one.op0_register(), base) == base,
         [before, one, after] => moves(before, -step) && is_it(one) && moves(after, step),
         [push, load, one, pop] => {
@@ -525,14 +574,7 @@ fn with_step(instruction: &Instruction, bytes: &[u8], step: u32, sib: bool) -> O
     wide[modrm] = wide[modrm] & 0x3f | 0x80;
     wide.extend(displacement.to_le_bytes());
     wide.extend(bytes.get(operand_end + displacement_bytes..)?);
-    let lea = |step: i32| -> Vec<u8> {
-        let number = base.number() as u8;
-        let rex = [0x48 | if number >= 8 { 5 } else { 0 }];
-        let rex: &[u8] = if base.is_gpr64() { &rex } else { &[] };
-        let low = number & 7;
-        let sib: &[u8] = if low == 4 { &[0x24] } else { &[] };
-        [rex, &[0x8d, 0x80 | low << 3 | low], sib, &step.to_le_bytes()].concat()
-    };
+    let lea = |by: i32| lea(base, by, base.is_gpr64());
     let restored = if loads { Vec::new() } else { lea(step as i32) };
     Some([lea(-(step as i32)), wide, restored].concat())
 }
@@ -640,6 +682,27 @@ mod tests {
         // A call of the next instruction finds out where it is, and must stay there.
         assert_eq!(encoded_32(&[0xe8, 0, 0, 0, 0], 0), None);
         assert_eq!(encoded_32(&[0xe8, 0x8e, 0x10, 0, 0], 0).unwrap(), ["call 00002093h"]);
+    }
+
+    #[test]
+    fn a_constant_becomes_a_sum() {
+        // mov rax,0FD08E5500FD08h; mov r9d,0D08Eh
+        let load = [0x48, 0xb8, 0x08, 0xfd, 0x00, 0x55, 0x8e, 0xd0, 0x0f, 0x00];
+        assert_eq!(encoded(&load, 4).unwrap(), ["mov rax,0FD08E5500FCB7h", "lea rax,[rax+51h]"]);
+        assert_eq!(encoded(&load, 8).unwrap(), ["mov rax,0FD08DD5FFFB05h", "lea rax,[rax+7F010203h]"]);
+        let mut text = code(&[&load[..], &[0xc3]].concat(), &[]);
+        assert!(text.mend(6) && text.holes().is_empty());
+        assert_eq!(encoded(&[0x41, 0xb9, 0x8e, 0xd0, 0, 0], 3).unwrap(), ["mov r9d,0D086h", "lea r9d,[r9+8]"]);
+        assert_eq!(encoded(&[0xbc, 0x8e, 0xd0, 0, 0], 3).unwrap(), ["mov esp,0D086h", "lea esp,[rsp+8]"]);
+        assert_eq!(encoded_32(&[0xbe, 0x8e, 0xd0, 0, 0], 3).unwrap(), ["mov esi,0D086h", "lea esi,[esi+8]"]);
+        // Another sum, another register, and a base that is not the register.
+        let code = encode(&decoded(&load)[0], &load, 0x9000, 4).unwrap();
+        assert!(means_the_same(&decoded(&load)[0], &code, 0x51));
+        for (at, byte) in [(2, 0xb8), (1, 0xb9), (12, 0x88), (12, 0x81)] {
+            let mut wrong = code.clone();
+            wrong[at] = byte;
+            assert!(!means_the_same(&decoded(&load)[0], &wrong, 0x51), "{wrong:02x?}");
+        }
     }
 
     #[test]

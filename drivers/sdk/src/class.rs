@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::num::NonZeroU16;
 use core::ptr::NonNull;
-use ringfence_abi::queue::{Complete, Consumer, HasQueues, Producer, Rings, Submit, Words};
+use ringfence_abi::queue::{Complete, Consumer, HasQueues, Native, Producer, Putting, Rings, Submit, Taking, Words};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A class of devices.
@@ -175,24 +175,26 @@ impl<P: Protocol> Requests<P> {
     /// Takes the next request to carry out, and the right to complete it.
     #[inline]
     pub fn take(&mut self) -> Option<(Ticket<P>, P::Request)> {
-        let number = usize::try_from(self.submit.take(&self.memory).ok()??).ok()?;
-        if number >= P::NUMBERS {
-            return None;
-        }
-        let request = P::read(&self.memory, number)?;
-        #[cfg(feature = "record")]
-        crate::record::bytes(format_args!("request {number:x} "), request.as_bytes());
-        Some((Ticket::new(number)?, request))
+        self.take_all().next()
+    }
+
+    /// Takes all requests to carry out, as [`Requests::take`] does one by one. The kernel sees that
+    /// when the iterator is dropped.
+    #[inline]
+    pub fn take_all(&mut self) -> impl Iterator<Item = (Ticket<P>, P::Request)> {
+        TakeAll { numbers: self.submit.taking(self.memory), memory: self.memory }
     }
 
     /// Completes a request.
     #[inline]
     pub fn complete(&mut self, ticket: Ticket<P>, outcome: &P::Outcome) {
-        #[cfg(feature = "record")]
-        crate::record::bytes(format_args!("completed {:x} ", ticket.number()), outcome.as_bytes());
-        P::write(&self.memory, ticket.number(), outcome);
-        // There is room: the ring has an entry for every request.
-        let _ = self.complete.put(&self.memory, ticket.number() as u64);
+        self.completing().complete(ticket, outcome);
+    }
+
+    /// Begins to complete several requests. The kernel sees that when the result is dropped.
+    #[inline]
+    pub fn completing(&mut self) -> Completing<'_, P> {
+        Completing { numbers: self.complete.putting(self.memory), memory: self.memory }
     }
 
     fn data(&self, ticket: &Ticket<P>) -> Bytes {
@@ -218,6 +220,46 @@ impl<P: Protocol> Requests<P> {
         #[cfg(feature = "record")]
         crate::record::bytes(format_args!("in {:x} {offset:x} ", ticket.number()), from);
         self.data(ticket).write(offset, from);
+    }
+}
+
+/// All requests to carry out.
+struct TakeAll<'a, P: Protocol> {
+    numbers: Taking<'a, Submit<P>, Native, QueueMemory<Requests<P>>>,
+    memory: QueueMemory<Requests<P>>,
+}
+
+impl<P: Protocol> Iterator for TakeAll<'_, P> {
+    type Item = (Ticket<P>, P::Request);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<(Ticket<P>, P::Request)> {
+        let number = usize::try_from(self.numbers.take().ok()??).ok()?;
+        if number >= P::NUMBERS {
+            return None;
+        }
+        let request = P::read(&self.memory, number)?;
+        #[cfg(feature = "record")]
+        crate::record::bytes(format_args!("request {number:x} "), request.as_bytes());
+        Some((Ticket::new(number)?, request))
+    }
+}
+
+/// Several requests that the driver completes.
+pub struct Completing<'a, P: Protocol> {
+    numbers: Putting<'a, Complete<P>, Native, QueueMemory<Requests<P>>>,
+    memory: QueueMemory<Requests<P>>,
+}
+
+impl<P: Protocol> Completing<'_, P> {
+    /// Completes a request.
+    #[inline(always)]
+    pub fn complete(&mut self, ticket: Ticket<P>, outcome: &P::Outcome) {
+        #[cfg(feature = "record")]
+        crate::record::bytes(format_args!("completed {:x} ", ticket.number()), outcome.as_bytes());
+        P::write(&self.memory, ticket.number(), outcome);
+        // There is room: the ring has an entry for every request.
+        self.numbers.put_half(ticket.number() as u32);
     }
 }
 

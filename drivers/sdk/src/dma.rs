@@ -63,6 +63,11 @@ impl Dma {
         self.address + offset as u64
     }
 
+    /// Returns the device's address of a place.
+    pub(crate) fn address_of(&self, place: Place) -> u64 {
+        self.address(place.start.addr().get().wrapping_sub(self.bytes.start.addr().get()))
+    }
+
     /// Copies a value out. Panics if the value is not inside the memory.
     #[track_caller]
     pub fn read<T: FromBytes>(&self, offset: usize) -> T {
@@ -229,12 +234,20 @@ impl Bytes {
 
     #[track_caller]
     fn place(&self, offset: usize, len_bytes: usize) -> NonNull<u8> {
-        let inside = offset.checked_add(len_bytes).is_some_and(|end| end <= self.len_bytes);
-        let all = self.len_bytes;
-        assert!(inside, "{len_bytes} bytes at {offset:#x} outside DMA memory ({all:#x} bytes)");
+        if offset > self.len_bytes || len_bytes > self.len_bytes - offset {
+            outside(offset, len_bytes, self.len_bytes);
+        }
         // SAFETY: `offset` is inside the memory.
         unsafe { self.start.add(offset) }
     }
+}
+
+/// Panics. It is apart, so that no access prepares for the text.
+#[cold]
+#[inline(never)]
+#[track_caller]
+fn outside(offset: usize, len_bytes: usize, all: usize) -> ! {
+    panic!("{len_bytes} bytes at {offset:#x} outside DMA memory ({all:#x} bytes)")
 }
 
 /// Makes earlier writes to memory visible to the device before later ones.

@@ -149,7 +149,7 @@ impl Device<Scsi> for VirtioScsi {
             }
         }
         let mut submitted = 0u32;
-        while let Some((ticket, request)) = queues.take() {
+        for (ticket, request) in queues.take_all() {
             if request.function == FUNCTION_COMMAND {
                 submitted |= 1 << self.submit(ticket, &request);
             } else {
@@ -167,16 +167,20 @@ impl Device<Scsi> for VirtioScsi {
         // The device completes a task management function behind the requests that it is about. To
         // keep that order, the control queue is read first, and completed last.
         let reset = if self.reset.is_some() { self.take_reset() } else { None };
-        for index in 0..self.requests.len() {
-            while let Some((head, _)) = self.requests[index].take_used() {
+        let mut completing = queues.completing();
+        for requests in &mut self.requests {
+            while let Some((head, _)) = requests.take_used() {
                 let number = usize::from(head / DESCRIPTORS);
-                if let Some(ticket) = self.under_way.get_mut(number).and_then(Option::take) {
-                    queues.complete(ticket, &self.outcome(number));
+                let Some(ticket) = self.under_way.get_mut(number).and_then(Option::take) else { continue };
+                let response = Response::from(self.slots.read::<[u32; _]>(response_at(number)));
+                match response.sense_len {
+                    0 => completing.complete(ticket, &outcome(&response)),
+                    _ => completing.complete(ticket, &with_sense(&response, &self.slots, number)),
                 }
             }
         }
         if let Some((ticket, outcome)) = reset {
-            queues.complete(ticket, &outcome);
+            completing.complete(ticket, &outcome);
         }
         reply
     }
@@ -184,6 +188,32 @@ impl Device<Scsi> for VirtioScsi {
     fn exit(&mut self) {
         self.transport.reset();
     }
+}
+
+/// Returns where the response to request `number` begins in the slots.
+fn response_at(number: usize) -> usize {
+    number * SLOT_BYTES + RESPONSE_OFFSET
+}
+
+/// Returns the outcome of a request without sense data.
+#[inline]
+fn outcome(response: &Response) -> Outcome {
+    let host = match response.response {
+        response::OK => HOST_OK,
+        response::BAD_TARGET | response::INCORRECT_LUN => HOST_NO_DEVICE,
+        response::RESET => HOST_RESET,
+        response::ABORTED => HOST_ABORTED,
+        _ => HOST_ERROR,
+    };
+    Outcome { host, ..Outcome::answered(response.status, response.residual) }
+}
+
+/// The same with the sense data of request `number`.
+#[cold]
+fn with_sense(response: &Response, slots: &Dma, number: usize) -> Outcome {
+    let mut sense = [0; MAX_SENSE];
+    slots.read_bytes(response_at(number) + RESPONSE_HEAD_BYTES, &mut sense);
+    outcome(response).with_sense(sense.get(..response.sense_len as usize).unwrap_or(&sense))
 }
 
 impl VirtioScsi {
@@ -247,28 +277,6 @@ impl VirtioScsi {
             _ => HOST_ERROR,
         };
         Some((ticket, Outcome::failed(host)))
-    }
-
-    fn outcome(&self, number: usize) -> Outcome {
-        let at = number * SLOT_BYTES + RESPONSE_OFFSET;
-        let response = Response::from(self.slots.read::<[u32; RESPONSE_HEAD_BYTES / 4]>(at));
-        let mut sense = [0; MAX_SENSE];
-        if response.sense_len > 0 {
-            self.slots.read_bytes(at + RESPONSE_HEAD_BYTES, &mut sense);
-        }
-        Outcome {
-            host: match response.response {
-                response::OK => HOST_OK,
-                response::BAD_TARGET | response::INCORRECT_LUN => HOST_NO_DEVICE,
-                response::RESET => HOST_RESET,
-                response::ABORTED => HOST_ABORTED,
-                _ => HOST_ERROR,
-            },
-            status: response.status.into(),
-            residual: response.residual,
-            sense_len: response.sense_len.min(MAX_SENSE as u32),
-            sense,
-        }
     }
 
     fn offer_event_buffer(&mut self, index: u16) {

@@ -258,6 +258,7 @@ const OUTCOME_WORDS: usize = size_of::<Outcome>() / 8;
 const HEAD_WORDS: usize = offset_of!(Outcome, sense) / 8;
 
 /// Writes the outcome of request `number` (below [`NUMBERS`]) into shared memory.
+#[inline]
 pub fn write_outcome(words: &impl Words, number: usize, outcome: &Outcome) {
     let count = if outcome.sense_len == 0 { HEAD_WORDS } else { OUTCOME_WORDS };
     write_value(words, request_at(number) + OUTCOME_OFFSET, outcome, count);

@@ -20,8 +20,8 @@ pub struct Cdb {
 impl Cdb {
     fn new<const N: usize>(bytes: [u8; N]) -> Cdb {
         let mut cdb = Cdb { bytes: [0; MAX_CDB], len_bytes: N };
-        for (to, from) in cdb.bytes.iter_mut().zip(bytes) {
-            *to = from;
+        if let Some(first) = cdb.bytes.first_chunk_mut() {
+            *first = bytes;
         }
         cdb
     }

@@ -7,7 +7,7 @@
 
 use crate::checksum;
 use crate::limits::TRANSMIT_MS;
-use crate::passed::{Content, Moved, Passed, Seen, Side};
+use crate::passed::{Moved, Notes, Seen, Side};
 use crate::requests::{Data, Wrong};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -293,10 +293,10 @@ impl<Q: Words, M: Data> Frames<Q, M> {
         entries.into_iter().take(self.in_hand())
     }
 
-    /// Calls `note` for each frame that one side has passed to the other since the last call for
+    /// Tells `notes` of each frame that one side has passed to the other since the last call for
     /// that side, with at most `most` bytes of the frame. Believes nothing: a lie is found when the
     /// entry is taken.
-    pub fn passed(&mut self, side: Side, most: usize, note: &mut dyn FnMut(&Passed)) {
+    pub fn passed(&mut self, side: Side, most: usize, notes: &mut impl Notes) {
         /// Copies the beginning of the frame `entry` to `room`.
         fn first<'a>(from: &impl Data, entry: Entry, most: usize, room: &'a mut [u8; FRAME_BYTES]) -> &'a [u8] {
             let room = room.get_mut(..entry.len_bytes().min(most)).unwrap_or_default();
@@ -308,9 +308,8 @@ impl<Q: Words, M: Data> Frames<Q, M> {
                 let end = self.transmit.position();
                 if self.seen.given < end {
                     for (position, entry) in self.entries_at().filter(|(position, _)| *position >= self.seen.given) {
-                        let content = Content::Frame(first(&self.tx, entry, most, &mut room));
-                        let (place, len_bytes) = (entry.frame(), entry.len_bytes() as u32);
-                        note(&Passed::Given { number: position, place, len_bytes, content });
+                        let first = first(&self.tx, entry, most, &mut room);
+                        notes.frame(position, entry.frame(), entry.len_bytes() as u32, first);
                     }
                     self.seen.given = end;
                 }
@@ -323,7 +322,7 @@ impl<Q: Words, M: Data> Frames<Q, M> {
                     let place = Consumer::<net::Transmitted>::entry(&self.memory, position);
                     let is_lent = place < TX_FRAMES as u64 && self.tx_free >> place & 1 == 0;
                     if let Some((number, _)) = self.tx_entries.get(place as usize).filter(|_| is_lent) {
-                        note(&Passed::Done { number: *number, place: place as usize, result: 0, detail: &[] });
+                        notes.done(*number, place as usize, 0, &[]);
                     }
                 }
                 let ahead = self.received.ahead(&self.memory, self.seen.received);
@@ -331,8 +330,8 @@ impl<Q: Words, M: Data> Frames<Q, M> {
                 for position in ahead {
                     let entry = Entry(Consumer::<net::Received>::entry(&self.memory, position));
                     if entry.len_bytes() <= FRAME_BYTES {
-                        let frame = first(&self.rx, entry, most, &mut room);
-                        note(&Passed::Received { number: position, len_bytes: entry.len_bytes() as u32, frame });
+                        let first = first(&self.rx, entry, most, &mut room);
+                        notes.received(position, entry.len_bytes() as u32, first);
                     }
                 }
             }
@@ -616,13 +615,12 @@ mod tests {
     #[test]
     fn a_trace_sees_each_frame_once_on_each_side() {
         fn passed(frames: &mut Frames<Memory, Memory>, side: Side) -> Vec<String> {
-            let mut seen = Vec::new();
-            frames.passed(side, 2, &mut |passed| seen.push(format!("{passed:?}")));
-            seen
+            let mut seen = crate::passed::Words(Vec::new());
+            frames.passed(side, 2, &mut seen);
+            seen.0
         }
         let given = |number: u8, place: usize, len_bytes: u32, byte: u8| {
-            let content = Content::Frame(&[byte; 2]);
-            format!("{:?}", Passed::Given { number: number.into(), place, len_bytes, content })
+            format!("frame {number} at {place}, {len_bytes}: {:?}", [byte; 2])
         };
         let (mut frames, mut driver) = pair();
         for number in 0..2 {
@@ -633,9 +631,7 @@ mod tests {
         driver.takes_empty(2);
         driver.give_back(1);
         driver.deliver(0, &[7; 61]);
-        let done = Passed::Done { number: 1, place: 1, result: 0, detail: &[] };
-        let received = Passed::Received { number: 0, len_bytes: 61, frame: &[7; 2] };
-        assert_eq!(passed(&mut frames, Side::Driver), [done, received].map(|passed| format!("{passed:?}")));
+        assert_eq!(passed(&mut frames, Side::Driver), ["done 1 at 1: 0 []", "received 0, 61: [7, 7]"]);
         assert!(passed(&mut frames, Side::Driver).is_empty());
         // The entries are still in the queues for the account.
         assert_eq!(frames.receive(&mut [0; FRAME_BYTES]), Ok(Some(plain(61))));

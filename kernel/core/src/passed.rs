@@ -40,41 +40,54 @@ pub enum Content<'a> {
     Request(Request),
 }
 
-/// A frame or a request that was passed. `number` says how many of its kind came before it. Sent
-/// frames and received frames are different kinds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Passed<'a> {
-    /// The kernel gave it to the driver.
-    Given {
-        /// Its number.
-        number: u64,
-        /// Its place among the frames or requests that the driver has.
-        place: usize,
-        /// Bytes of the frame, or of the request's data.
-        len_bytes: u32,
-        /// Its content.
-        content: Content<'a>,
-    },
-    /// The driver has given it back: it is sent, or carried out.
-    Done {
-        /// Its number.
-        number: u64,
-        /// Its place among the frames or requests that the driver has.
-        place: usize,
-        /// The driver's result for it, if it has one: 0 is success.
-        result: u32,
-        /// What else the driver says about a failure, in its class's format.
-        detail: &'a [u8],
-    },
-    /// The driver has received a frame.
-    Received {
-        /// Its number.
-        number: u64,
-        /// Its length in bytes.
-        len_bytes: u32,
-        /// Its first bytes.
-        frame: &'a [u8],
-    },
+/// Takes note of the frames and requests that were passed. `number` says how many of its kind came
+/// before one; sent frames and received frames are different kinds. `place` is its place among the
+/// frames or requests that the driver has.
+pub trait Notes {
+    /// The kernel gave a frame of `len_bytes` bytes, whose first bytes are `first`, to the driver.
+    fn frame(&mut self, number: u64, place: usize, len_bytes: u32, first: &[u8]);
+
+    /// The kernel gave a request with `len_bytes` bytes of data to the driver.
+    fn request(&mut self, number: u64, place: usize, len_bytes: u32, request: &Request);
+
+    /// The driver has given one back: it is sent, or carried out. `result` is the driver's result,
+    /// if it has one; 0 is success. `detail` is what else the driver says about a failure, in its
+    /// class's format.
+    fn done(&mut self, number: u64, place: usize, result: u32, detail: &[u8]);
+
+    /// The driver has received a frame of `len_bytes` bytes, whose first bytes are `first`.
+    fn received(&mut self, number: u64, len_bytes: u32, first: &[u8]);
+}
+
+/// Takes no note: what was passed so far counts as seen.
+impl Notes for () {
+    fn frame(&mut self, _: u64, _: usize, _: u32, _: &[u8]) {}
+    fn request(&mut self, _: u64, _: usize, _: u32, _: &Request) {}
+    fn done(&mut self, _: u64, _: usize, _: u32, _: &[u8]) {}
+    fn received(&mut self, _: u64, _: u32, _: &[u8]) {}
+}
+
+/// What was passed, in words.
+#[cfg(test)]
+pub(crate) struct Words(pub alloc::vec::Vec<alloc::string::String>);
+
+#[cfg(test)]
+impl Notes for Words {
+    fn frame(&mut self, number: u64, place: usize, len_bytes: u32, first: &[u8]) {
+        self.0.push(alloc::format!("frame {number} at {place}, {len_bytes}: {first:?}"));
+    }
+
+    fn request(&mut self, number: u64, place: usize, len_bytes: u32, request: &Request) {
+        self.0.push(alloc::format!("request {number} at {place}, {len_bytes}: {request:?}"));
+    }
+
+    fn done(&mut self, number: u64, place: usize, result: u32, detail: &[u8]) {
+        self.0.push(alloc::format!("done {number} at {place}: {result} {detail:?}"));
+    }
+
+    fn received(&mut self, number: u64, len_bytes: u32, first: &[u8]) {
+        self.0.push(alloc::format!("received {number}, {len_bytes}: {first:?}"));
+    }
 }
 
 /// The side that has passed something on.

@@ -345,7 +345,8 @@ pub async fn serve_interrupts() {
         .await;
         TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
         // The references are weak: a driver that is ended meanwhile must be freed.
-        let waiting = on_lines(fired, Arc::downgrade);
+        let mut waiting = heapless::Vec::new();
+        on_lines(fired, Arc::downgrade, &mut waiting);
         // The list is not moved into a loop: it has room for all domains.
         for (waiting, events) in &waiting {
             if let Some(handle) = waiting.upgrade() {
@@ -361,19 +362,21 @@ pub async fn serve_interrupts() {
 /// lines.
 pub fn lines(fired: u64) {
     TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
-    for (handle, events) in &on_lines(fired, Handle::clone) {
+    let mut waiting = heapless::Vec::new();
+    on_lines(fired, Handle::clone, &mut waiting);
+    for (handle, events) in &waiting {
         poll(handle, *events);
     }
     unmask();
 }
 
-/// Returns the drivers of all devices on the lines in `fired`, as `refer` refers to them, with the
+/// Finds the drivers of all devices on the lines in `fired`, as `refer` refers to them, with the
 /// events that each is polled for.
-fn on_lines<T>(fired: u64, refer: impl Fn(&Handle) -> T) -> heapless::Vec<(T, Events), MAX_DOMAINS> {
-    registry::select(|handle, domain| {
+fn on_lines<T>(fired: u64, refer: impl Fn(&Handle) -> T, found: &mut heapless::Vec<(T, Events), MAX_DOMAINS>) {
+    registry::select(found, |handle, domain| {
         let device = domain.device.as_ref().filter(|device| device.active_lines() & fired != 0)?;
         Some((refer(handle), device.events(fired)))
-    })
+    });
 }
 
 /// Unmasks the lines of drivers that were polled or are about to be. A line that is still raised is

@@ -99,7 +99,7 @@ impl<T: Send> Current<T> {
     ///
     /// Panics if an upcall is under way, as its address space would not be known to be in use any
     /// more. Panics also if the first instruction is not in the slot, and if the driver sleeps.
-    #[inline]
+    #[inline(always)]
     pub fn enter(&self, value: &mut T, space: impl Fn(&T) -> &Space, entry: &Entry) -> Exit {
         let of = space(value);
         let can_be_entered = of.can_be_entered(entry.rip);

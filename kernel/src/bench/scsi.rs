@@ -1,6 +1,7 @@
 //! Reads and writes through a SCSI driver.
 
 use super::{Cost, Mode, Plan, Row, Stopwatch, announce, kinds, wait_for_interrupt};
+use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -10,7 +11,7 @@ use host::domain::{Handle, trace};
 use host::poll::{self, Polled};
 use host::requests::queue::{Moves, Ticket};
 use hw::println;
-use ringfence_abi::scsi::{MAX_DATA, SenseKey};
+use ringfence_abi::scsi::{MAX_DATA, Outcome, SenseKey};
 use ringfence_abi::upcall::Events;
 use ringfence_core::cdb;
 use scsi::command::{ScsiError, check_outcome};
@@ -214,7 +215,7 @@ fn measure(
 /// Requests under way, which are abandoned when a measurement ends early.
 struct UnderWay<'a> {
     handle: &'a Handle,
-    tickets: Vec<Ticket>,
+    tickets: VecDeque<Ticket>,
 }
 
 impl Drop for UnderWay<'_> {
@@ -234,9 +235,10 @@ fn transfer(
 ) -> Result<Cost, String> {
     let handle = &disk.handle();
     let len_bytes = work.len_bytes;
+    let blocks = (len_bytes / disk.block_bytes()) as u32;
     // The data of a write is not copied back.
     let mut buffer = vec![0; if work.content.is_some() { 0 } else { len_bytes }];
-    let mut under_way = UnderWay { handle, tickets: Vec::with_capacity(work.depth) };
+    let mut under_way = UnderWay { handle, tickets: VecDeque::with_capacity(work.depth) };
     let (mut begun, mut done) = (0, 0);
     let watch = Stopwatch::start();
     let mut since = Stopwatch::start();
@@ -247,7 +249,6 @@ fn transfer(
                 let mut domain = handle.lock();
                 let queues = domain.offered_mut::<Queues>().ok_or("the driver is gone")?;
                 for (number, place) in places.take(work.batch.min(EACH - begun)) {
-                    let blocks = (len_bytes / disk.block_bytes()) as u32;
                     let (cdb, moves) = match work.content {
                         None => (cdb::read(place, blocks), Moves::In(len_bytes)),
                         Some(content) => {
@@ -256,7 +257,7 @@ fn transfer(
                         }
                     };
                     let ticket = queues.begin(None, &Asked::command(disk.target, disk.lun, cdb), moves);
-                    under_way.tickets.push(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
+                    under_way.tickets.push_back(ticket.map_err(|_| "the driver lies")?.ok_or("the queue is full")?);
                     begun += 1;
                 }
             }
@@ -270,15 +271,17 @@ fn transfer(
             let queues = domain.offered_mut::<Queues>().ok_or("the driver is gone")?;
             let mut failed = None;
             let name = if work.content.is_some() { "WRITE" } else { "READ" };
-            under_way.tickets.retain(|ticket| match queues.finish(*ticket, &mut buffer, None) {
-                None => true,
-                Some(outcome) => {
-                    let outcome = outcome.map_err(ScsiError::from);
-                    failed = outcome.and_then(|outcome| check_outcome(&outcome, name, len_bytes)).err().or(failed);
-                    done += 1;
-                    false
+            // Disks complete most requests in order. One that overtakes others is looked at after
+            // them.
+            while let Some(ticket) = under_way.tickets.front() {
+                let check = |outcome: &Outcome| check_outcome(outcome, name, len_bytes);
+                let Some(checked) = queues.finish(*ticket, &mut buffer, None, check) else { break };
+                if let Err(error) = checked.map_err(ScsiError::from).flatten() {
+                    failed = Some(error);
                 }
-            });
+                done += 1;
+                under_way.tickets.pop_front();
+            }
             if let Some(error) = failed {
                 return Err(error.to_string());
             }

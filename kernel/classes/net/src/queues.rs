@@ -6,6 +6,7 @@ use core::ops::{Deref, DerefMut};
 use host::domain::Domain;
 use host::domain::cause::Cause;
 use host::domain::offer::{self, Offer};
+use host::domain::trace::Noting;
 use hw::arch::time;
 use hw::memory::frames::Lent;
 use hw::memory::queues::QueueMemory;
@@ -17,7 +18,7 @@ use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
 use ringfence_core::frames::Frames;
 pub use ringfence_core::frames::{Card, Counts};
-use ringfence_core::passed::{Moved, Passed, Side};
+use ringfence_core::passed::{Moved, Side};
 
 /// The kernel's end of a network driver's queues.
 pub struct Queues {
@@ -76,8 +77,12 @@ impl Offer for Queues {
         self.frames.moved()
     }
 
-    fn passed(&mut self, side: Side, most: usize, note: &mut dyn FnMut(&Passed)) {
-        self.frames.passed(side, most, note);
+    fn passed(&mut self, side: Side, most: usize, notes: &mut Noting) {
+        self.frames.passed(side, most, notes);
+    }
+
+    fn forget_passed(&mut self) {
+        [Side::Kernel, Side::Driver].into_iter().for_each(|side| self.frames.passed(side, 0, &mut ()));
     }
 
     fn in_hand(&self) -> (usize, &'static str) {

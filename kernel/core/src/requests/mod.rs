@@ -8,7 +8,7 @@
 //! **This side believes only its own account.** A number that was not lent, or that the driver has
 //! not taken yet, is [`Wrong`].
 
-use crate::passed::{self, Content, Detail, Moved, Passed, Seen, Side};
+use crate::passed::{self, Detail, Moved, Notes, Seen, Side};
 use alloc::vec::Vec;
 use core::task::Waker;
 use ringfence_abi::queue::{Complete, Consumer, Lie, Place, Producer, Rings, Submit, Words};
@@ -194,6 +194,15 @@ pub struct Account<P: Protocol, Q, M> {
     memory: Memory<Q, M>,
     submit: Producer<Submit<P>>,
     complete: Consumer<Complete<P>>,
+    states: States<P>,
+    /// The bytes of the data of all requests.
+    bytes: u64,
+    /// The requests that a trace has seen.
+    seen: Seen,
+}
+
+/// The states of all requests.
+struct States<P: Protocol> {
     requests: Vec<State<P>>,
     /// The free requests among the requests that the driver takes at once; the last one is used
     /// next.
@@ -202,10 +211,6 @@ pub struct Account<P: Protocol, Q, M> {
     abandoned: usize,
     /// Wakers of the tasks that wait for a free request.
     on_free: Vec<Waker>,
-    /// The bytes of the data of all requests.
-    bytes: u64,
-    /// The requests that a trace has seen.
-    seen: Seen,
 }
 
 impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
@@ -215,10 +220,12 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
             memory,
             submit: Producer::new(),
             complete: Consumer::new(),
-            requests: (0..P::REQUESTS + P::URGENT).map(|_| State::Free).collect(),
-            free: (0..depth.min(P::REQUESTS)).rev().collect(),
-            abandoned: 0,
-            on_free: Vec::new(),
+            states: States {
+                requests: (0..P::REQUESTS + P::URGENT).map(|_| State::Free).collect(),
+                free: (0..depth.min(P::REQUESTS)).rev().collect(),
+                abandoned: 0,
+                on_free: Vec::new(),
+            },
             bytes: 0,
             seen: Seen::default(),
         }
@@ -231,13 +238,13 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
 
     /// Returns how many requests the driver has.
     pub fn count(&self) -> usize {
-        self.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
+        self.states.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
     }
 
     /// Returns the position of the oldest request that the driver has; each request has its own.
     /// `None` if the driver has no request.
     pub fn oldest(&self) -> Option<u64> {
-        let positions = self.requests.iter().filter_map(|state| match state {
+        let positions = self.states.requests.iter().filter_map(|state| match state {
             State::Sent { position, .. } => Some(*position),
             _ => None,
         });
@@ -249,18 +256,18 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
     /// [`Protocol::MAX_DATA`] is cut off. `number` is the request's number if it has a place among
     /// [`repeat::Repeats`].
     pub fn begin(&mut self, number: Option<u64>, request: &P::Request, moves: Moves) -> Result<Option<Ticket>, Wrong> {
-        let Some(&slot) = self.free.last() else { return Ok(None) };
+        let Some(&slot) = self.states.free.last() else { return Ok(None) };
         // The device may still carry out a write that was abandoned. Nothing may overtake it.
         let unit = P::unit(request);
         let pending =
             |state: &State<P>| matches!(state, State::Sent { abandoned: true, writes: Some(of), .. } if *of == unit);
-        if self.abandoned > 0 && self.requests.iter().any(pending) {
+        if self.states.abandoned > 0 && self.states.requests.iter().any(pending) {
             return Ok(None);
         }
         if !self.put(slot, number, request, moves)? {
             return Ok(None);
         }
-        self.free.pop();
+        self.states.free.pop();
         Ok(Some(Ticket(slot)))
     }
 
@@ -270,14 +277,14 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
     #[cold]
     pub fn begin_urgent(&mut self, which: usize, request: &P::Request) -> Result<Option<Ticket>, Wrong> {
         let slot = P::REQUESTS + which;
-        if !matches!(self.requests.get(slot), Some(State::Free)) {
+        if !matches!(self.states.requests.get(slot), Some(State::Free)) {
             return Ok(None);
         }
         Ok(self.put(slot, None, request, Moves::None)?.then_some(Ticket(slot)))
     }
 
     /// Writes a request, and puts it into the queue; `false` if there is no room.
-    #[inline]
+    #[inline(always)]
     fn put(&mut self, slot: usize, number: Option<u64>, request: &P::Request, moves: Moves) -> Result<bool, Wrong> {
         let writes = matches!(moves, Moves::Out(_)).then_some(P::unit(request));
         let (direction, len_bytes) = match moves {
@@ -302,7 +309,7 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
         if !self.submit.put(&self.memory.queues, slot as u64).map_err(Wrong::position("submit"))? {
             return Ok(false);
         }
-        if let Some(state) = self.requests.get_mut(slot) {
+        if let Some(state) = self.states.requests.get_mut(slot) {
             *state = State::Sent { number, waker: None, abandoned: false, position, writes };
         }
         self.bytes = self.bytes.wrapping_add(len_bytes as u64);
@@ -311,24 +318,32 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
 
     /// Takes the requests that the driver has completed.
     pub fn collect(&mut self) -> Result<(), Wrong> {
-        while let Some(taken) = self.complete.take(&self.memory.queues).map_err(Wrong::position("complete"))? {
-            let bad = Wrong::Entry("complete", taken);
-            let number = usize::try_from(taken).map_err(|_| bad)?;
-            let Some(State::Sent { position, .. }) = self.requests.get(number) else { return Err(bad) };
-            if *position >= self.submit.taken(&self.memory.queues).map_err(Wrong::position("submit"))? {
-                return Err(bad);
+        let queues = &self.memory.queues;
+        let mut completed = self.complete.taking(queues);
+        // The number of requests that the driver has taken.
+        let mut known = None;
+        while let Some(entry) = completed.take().map_err(Wrong::position("complete"))? {
+            let bad = Wrong::Entry("complete", entry);
+            let number = usize::try_from(entry).map_err(|_| bad)?;
+            let taken = match known {
+                Some(taken) => taken,
+                None => *known.insert(self.submit.taken(queues).map_err(Wrong::position("submit"))?),
+            };
+            match self.states.requests.get(number) {
+                Some(State::Sent { position, .. }) if *position < taken => {}
+                _ => return Err(bad),
             }
-            let outcome = P::read(&self.memory.queues, number).map_err(|entry| Wrong::Entry("complete", entry))?;
-            self.settle(number, State::Done(outcome));
+            let outcome = P::read(queues, number).map_err(|entry| Wrong::Entry("complete", entry))?;
+            self.states.settle(number, State::Done(outcome));
         }
         Ok(())
     }
 
-    /// Calls `note` for each request that one side has passed to the other since the last call for
+    /// Tells `notes` of each request that one side has passed to the other since the last call for
     /// that side. Believes nothing: a lie is found by [`Account::collect`].
-    pub fn passed(&mut self, side: Side, note: &mut dyn FnMut(&Passed)) {
+    pub fn passed(&mut self, side: Side, notes: &mut impl Notes) {
         let queues = &self.memory.queues;
-        let sent_at = |place: usize| match self.requests.get(place) {
+        let sent_at = |place: usize| match self.states.requests.get(place) {
             Some(State::Sent { position, .. }) => Some(*position),
             _ => None,
         };
@@ -342,7 +357,7 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
                     let place = Producer::<Submit<P>>::entry(queues, number) as usize;
                     if sent_at(place) == Some(number) {
                         let (request, len_bytes) = P::describe(queues, place);
-                        note(&Passed::Given { number, place, len_bytes, content: Content::Request(request) });
+                        notes.request(number, place, len_bytes, &request);
                     }
                 }
             }
@@ -362,7 +377,7 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
                             details = P::detail(queues, place);
                             details.bytes()
                         };
-                        note(&Passed::Done { number, place, result, detail });
+                        notes.done(number, place, result, detail);
                     }
                 }
             }
@@ -372,69 +387,46 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
     /// Ends all requests under way, because the driver was ended. Passes the numbers of the
     /// requests that were not abandoned to `repeat`.
     pub fn fail_all(&mut self, mut repeat: impl FnMut(u64)) {
-        for slot in 0..self.requests.len() {
-            if let Some(State::Sent { number, abandoned, .. }) = self.requests.get(slot) {
+        for slot in 0..self.states.requests.len() {
+            if let Some(State::Sent { number, abandoned, .. }) = self.states.requests.get(slot) {
                 if let Some(number) = number.filter(|_| !abandoned) {
                     repeat(number);
                 }
-                self.settle(slot, State::Lost);
+                self.states.settle(slot, State::Lost);
             }
         }
-        core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
-    }
-
-    fn settle(&mut self, number: usize, end: State<P>) {
-        let Some(state) = self.requests.get_mut(number) else { return };
-        if let State::Sent { waker, abandoned, .. } = core::mem::replace(state, end) {
-            if abandoned {
-                self.abandoned -= 1;
-                self.free(number);
-            } else if let Some(waker) = waker {
-                waker.wake();
-            }
-        }
-    }
-
-    fn free(&mut self, number: usize) {
-        if let Some(state) = self.requests.get_mut(number) {
-            *state = State::Free;
-            if number < P::REQUESTS {
-                self.free.push(number);
-            }
-        }
-        if !self.on_free.is_empty() {
-            core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
-        }
+        self.states.wake_all();
     }
 
     /// Wakes `waker` when a request becomes free. All waiting tasks are woken then, because the
     /// request of any one of them may be held back.
     pub fn wake_when_free(&mut self, waker: &Waker) {
-        repeat::wait_in(&mut self.on_free, waker);
+        repeat::wait_in(&mut self.states.on_free, waker);
     }
 
-    /// Returns the outcome of a request that is complete, copies as much of its data as fits to
-    /// `data`, and frees the request. Returns `None` if the request is not complete; `waker` is
+    /// If a request is complete, has `look` look at its outcome, copies as much of its data as fits
+    /// to `data`, and frees the request. Returns `None` if the request is not complete; `waker` is
     /// woken when it is.
     #[inline]
-    pub fn finish(
+    pub fn finish<T>(
         &mut self,
         ticket: Ticket,
         data: &mut [u8],
         waker: Option<&Waker>,
-    ) -> Option<Result<P::Outcome, Lost>> {
-        match self.requests.get_mut(ticket.0)? {
+        look: impl FnOnce(&P::Outcome) -> T,
+    ) -> Option<Result<T, Lost>> {
+        match self.states.requests.get_mut(ticket.0)? {
             State::Done(outcome) => {
-                let outcome = *outcome;
+                let seen = look(outcome);
                 let len = if ticket.0 < P::REQUESTS { data.len().min(P::MAX_DATA) } else { 0 };
                 if let Some(data) = data.get_mut(..len) {
                     self.memory.data.read(ticket.0 * P::MAX_DATA, data);
                 }
-                self.free(ticket.0);
-                Some(Ok(outcome))
+                self.states.free(ticket.0);
+                Some(Ok(seen))
             }
             State::Lost => {
-                self.free(ticket.0);
+                self.states.free(ticket.0);
                 Some(Err(Lost))
             }
             State::Sent { waker: slot, .. } => {
@@ -448,14 +440,48 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
     /// Abandons a request: no task waits for it any more. It becomes free when the driver completes
     /// it.
     pub fn abandon(&mut self, ticket: Ticket) {
-        match self.requests.get_mut(ticket.0) {
+        match self.states.requests.get_mut(ticket.0) {
             Some(State::Sent { abandoned, .. }) => {
-                self.abandoned += usize::from(!*abandoned);
+                self.states.abandoned += usize::from(!*abandoned);
                 *abandoned = true;
             }
-            Some(State::Done(_) | State::Lost) => self.free(ticket.0),
+            Some(State::Done(_) | State::Lost) => self.states.free(ticket.0),
             _ => {}
         }
+    }
+}
+
+impl<P: Protocol> States<P> {
+    /// Ends a request that the driver has: its state becomes `end`, unless it was abandoned.
+    #[inline]
+    fn settle(&mut self, number: usize, end: State<P>) {
+        let Some(state) = self.requests.get_mut(number) else { return };
+        if let State::Sent { waker, abandoned, .. } = core::mem::replace(state, end) {
+            if abandoned {
+                self.abandoned -= 1;
+                self.free(number);
+            } else if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    #[inline]
+    fn free(&mut self, number: usize) {
+        if let Some(state) = self.requests.get_mut(number) {
+            *state = State::Free;
+            if number < P::REQUESTS {
+                self.free.push(number);
+            }
+        }
+        if !self.on_free.is_empty() {
+            self.wake_all();
+        }
+    }
+
+    #[cold]
+    fn wake_all(&mut self) {
+        core::mem::take(&mut self.on_free).into_iter().for_each(Waker::wake);
     }
 }
 

@@ -5,6 +5,7 @@
 //! the kernel's end of the queues, and the work that the driver has in hand.
 
 use super::cause::Cause;
+use super::trace::Noting;
 use super::{Domain, Handle};
 use alloc::boxed::Box;
 use alloc::format;
@@ -17,7 +18,7 @@ use ringfence_abi::manifest::{Kind, Manifest};
 use ringfence_abi::queue::HasQueues;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
-use ringfence_core::passed::{Content, Moved, Passed, Side};
+use ringfence_core::passed::{Content, Moved, Side};
 use spin::Once;
 
 /// A device that a driver offers.
@@ -38,9 +39,12 @@ pub trait Offer: Any + Send {
     /// Returns how much has gone through the driver.
     fn moved(&self) -> Moved;
 
-    /// Calls `note` for each frame or request that one side has passed to the other since the last
+    /// Tells `notes` of each frame or request that one side has passed to the other since the last
     /// call for that side, with at most `most` bytes of a frame. For traces.
-    fn passed(&mut self, side: Side, most: usize, note: &mut dyn FnMut(&Passed));
+    fn passed(&mut self, side: Side, most: usize, notes: &mut Noting);
+
+    /// Takes what was passed so far for seen: a trace begins.
+    fn forget_passed(&mut self);
 
     /// Returns the number of things that the driver has in hand, and their name, for reports.
     fn in_hand(&self) -> (usize, &'static str);

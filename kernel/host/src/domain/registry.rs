@@ -23,18 +23,16 @@ pub fn in_slots() -> Vec<Handle> {
     all().into_iter().chain(begun).filter(|handle| handle.lock().space.has_slot()).collect()
 }
 
-/// Returns the values that `select` finds among the loaded domains, in the order in which the
-/// domains were loaded. Unlike [`all`], this allocates nothing: it runs for each interrupt. No
-/// domain may be locked.
-pub fn select<T>(mut select: impl FnMut(&Handle, &mut Domain) -> Option<T>) -> heapless::Vec<T, MAX_DOMAINS> {
-    let mut found = heapless::Vec::new();
+/// Puts the values that `select` finds among the loaded domains into an empty list, in the order in
+/// which the domains were loaded. Unlike [`all`], this allocates nothing, and it moves no list: it
+/// runs for each interrupt. No domain may be locked.
+pub fn select<T>(found: &mut heapless::Vec<T, MAX_DOMAINS>, mut select: impl FnMut(&Handle, &mut Domain) -> Option<T>) {
     for handle in LOADED.lock().iter() {
         if let Some(one) = select(handle, &mut handle.lock()) {
             // There is room: no more domains can be loaded.
             let _ = found.push(one);
         }
     }
-    found
 }
 
 /// Returns the number of loaded domains.

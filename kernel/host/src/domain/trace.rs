@@ -34,7 +34,7 @@ use ringfence_core::access::Access;
 use ringfence_core::extent::Extent;
 use ringfence_core::histogram::Histogram;
 use ringfence_core::module::Module;
-use ringfence_core::passed::{Content, Passed, Request, Side};
+use ringfence_core::passed::{Notes, Request, Side};
 use ringfence_core::trace::{Bytes, Record, Span};
 use spin::{Mutex, MutexGuard};
 
@@ -330,52 +330,59 @@ impl Kept {
         }
     }
 
-    /// Notes a frame or a request that was passed. Requests come by the hundred thousand, so that
-    /// for them the path calls no other function.
+    /// Notes when the frame or request at `place` was given to the driver, if times are measured.
     #[inline(always)]
-    fn pass(&mut self, now: u64, passed: &Passed) {
-        match *passed {
-            Passed::Given { number, len_bytes, content: Content::Request(request), .. } if self.times.is_none() => {
-                self.record.add(now, What::Given { number, len_bytes, content: KeptContent::Request(request) });
-            }
-            Passed::Done { number, result: 0, .. } if self.times.is_none() => {
-                self.record.add(now, What::Done { number, result: 0, detail: Span::default() });
-            }
-            _ => self.pass_any(now, passed),
+    fn begin_time(&mut self, now: u64, place: usize) {
+        if let Some(times) = &mut self.times
+            && let Some(given) = times.given.get_mut(place)
+        {
+            *given = now;
         }
     }
 
-    /// Notes any frame or request that was passed, and its time if times are measured.
-    #[inline(never)]
-    fn pass_any(&mut self, now: u64, passed: &Passed) {
-        match *passed {
-            Passed::Given { number, place, len_bytes, content } => {
-                if let Some(times) = &mut self.times
-                    && let Some(given) = times.given.get_mut(place)
-                {
-                    *given = now;
-                }
-                let content = match content {
-                    Content::Request(request) => KeptContent::Request(request),
-                    Content::Frame(frame) => KeptContent::Frame(self.bytes.keep(frame)),
-                };
-                self.record.add(now, What::Given { number, len_bytes, content });
-            }
-            Passed::Done { number, place, result, detail } => {
-                let detail = self.bytes.keep(detail);
-                self.record.add(now, What::Done { number, result, detail });
-                if let Some(times) = &mut self.times
-                    && let Some(given) = times.given.get_mut(place).filter(|given| **given > 0)
-                {
-                    let ticks = now.saturating_sub(core::mem::take(given));
-                    self.took(Timed::Passed, ticks);
-                }
-            }
-            Passed::Received { number, len_bytes, frame } => {
-                let frame = self.bytes.keep(frame);
-                self.record.add(now, What::Received { number, len_bytes, frame });
-            }
+    /// Notes how long the frame or request at `place` took, if times are measured.
+    #[inline(always)]
+    fn end_time(&mut self, now: u64, place: usize) {
+        if let Some(times) = &mut self.times
+            && let Some(given) = times.given.get_mut(place).filter(|given| **given > 0)
+        {
+            let ticks = now.saturating_sub(core::mem::take(given));
+            self.took(Timed::Passed, ticks);
         }
+    }
+}
+
+/// Notes at `now` what was passed. Requests come by the hundred thousand: an account knows this
+/// type, so that its path calls no other function for them.
+pub struct Noting<'a> {
+    kept: &'a mut Kept,
+    now: u64,
+}
+
+impl Notes for Noting<'_> {
+    fn frame(&mut self, number: u64, place: usize, len_bytes: u32, first: &[u8]) {
+        self.kept.begin_time(self.now, place);
+        let content = KeptContent::Frame(self.kept.bytes.keep(first));
+        self.kept.record.add(self.now, What::Given { number, len_bytes, content });
+    }
+
+    #[inline(always)]
+    fn request(&mut self, number: u64, place: usize, len_bytes: u32, request: &Request) {
+        self.kept.begin_time(self.now, place);
+        let content = KeptContent::Request(*request);
+        self.kept.record.add(self.now, What::Given { number, len_bytes, content });
+    }
+
+    #[inline(always)]
+    fn done(&mut self, number: u64, place: usize, result: u32, detail: &[u8]) {
+        let detail = if detail.is_empty() { Span::default() } else { self.kept.bytes.keep(detail) };
+        self.kept.record.add(self.now, What::Done { number, result, detail });
+        self.kept.end_time(self.now, place);
+    }
+
+    fn received(&mut self, number: u64, len_bytes: u32, first: &[u8]) {
+        let frame = self.kept.bytes.keep(first);
+        self.kept.record.add(self.now, What::Received { number, len_bytes, frame });
     }
 }
 
@@ -524,7 +531,7 @@ pub fn trace_from_start(domain: &mut Domain) {
     drop(kept);
     // The frames and requests that it has in hand already are not given to it now.
     if let Some(offer) = &mut domain.offer {
-        [Side::Kernel, Side::Driver].into_iter().for_each(|side| offer.passed(side, 0, &mut |_| ()));
+        offer.forget_passed();
     }
 }
 
@@ -609,7 +616,8 @@ fn kept_with_passed<'a>(
     let trace = trace.as_deref().filter(|trace| trace.is_on())?;
     let (mut kept, now) = (trace.kept(), time::tsc());
     if let Some(offer) = offer {
-        offer.passed(side, trace.frame_bytes.load(Ordering::Relaxed), &mut |passed| kept.pass(now, passed));
+        let most = trace.frame_bytes.load(Ordering::Relaxed);
+        offer.passed(side, most, &mut Noting { kept: &mut kept, now });
     }
     Some((kept, now))
 }

@@ -210,7 +210,7 @@ fn finished<P: Protocol>(
     poll_fn(move |context| {
         let mut domain = handle.lock();
         let Some(queues) = domain.offered_mut::<Queues<P>>() else { return Poll::Ready(Err(Lost)) };
-        match queues.finish(ticket, data_in, Some(context.waker())) {
+        match queues.finish(ticket, data_in, Some(context.waker()), |outcome| *outcome) {
             Some(outcome) => Poll::Ready(outcome),
             None if !domain.is_alive() => Poll::Ready(Err(Lost)),
             None => Poll::Pending,

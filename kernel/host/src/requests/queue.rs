@@ -3,6 +3,7 @@
 use crate::domain::Domain;
 use crate::domain::cause::Cause;
 use crate::domain::offer::{self, Offer};
+use crate::domain::trace::Noting;
 use alloc::sync::Arc;
 use core::ops::{Deref, DerefMut};
 use hw::memory::frames::Lent;
@@ -10,7 +11,7 @@ use hw::memory::queues::QueueMemory;
 use ringfence_abi::queue::HasQueues;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
-use ringfence_core::passed::{Moved, Passed, Side};
+use ringfence_core::passed::{Moved, Side};
 use ringfence_core::requests::repeat::Repeats;
 use ringfence_core::requests::{Account, Memory, Protocol};
 pub use ringfence_core::requests::{Moves, Ticket};
@@ -66,8 +67,12 @@ impl<P: Protocol> Offer for Queues<P> {
         self.account.moved()
     }
 
-    fn passed(&mut self, side: Side, _: usize, note: &mut dyn FnMut(&Passed)) {
-        self.account.passed(side, note);
+    fn passed(&mut self, side: Side, _: usize, notes: &mut Noting) {
+        self.account.passed(side, notes);
+    }
+
+    fn forget_passed(&mut self) {
+        [Side::Kernel, Side::Driver].into_iter().for_each(|side| self.account.passed(side, &mut ()));
     }
 
     fn in_hand(&self) -> (usize, &'static str) {

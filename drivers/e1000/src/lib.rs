@@ -41,8 +41,9 @@ driver!(
 );
 
 /// Descriptors in each ring. There are more than frames, so that head and tail never meet while the
-/// ring has work.
-const TX_RING: usize = 2 * TX_FRAMES;
+/// ring has work. A frame to send may need two, and a ring's length is a multiple of 128 bytes
+/// (14.5).
+const TX_RING: usize = 4 * TX_FRAMES;
 const RX_RING: usize = 2 * RX_FRAMES;
 /// Bytes in a descriptor (3.2.3, 3.3.3).
 const DESCRIPTOR: usize = 16;

@@ -179,7 +179,7 @@ impl<P: Protocol> Requests<P> {
     }
 
     /// Takes all requests to carry out, as [`Requests::take`] does one by one. The kernel sees that
-    /// when the iterator is dropped.
+    /// when the iterator is dropped, so drop it before you complete a request or sleep.
     #[inline]
     pub fn take_all(&mut self) -> impl Iterator<Item = (Ticket<P>, P::Request)> {
         TakeAll { numbers: self.submit.taking(self.memory), memory: self.memory }
@@ -263,8 +263,10 @@ impl<P: Protocol> Completing<'_, P> {
     }
 }
 
-/// The right to complete a request. A driver has the ticket until [`Requests::complete`] takes it:
-/// **no driver can complete a request twice, or a request that it does not have**.
+/// The right to complete a request. A driver has the ticket until [`Requests::complete`] or
+/// [`Completing::complete`] takes it: **no driver completes a request twice, or a request that it
+/// does not have**. A driver that forgets the iterator of [`Requests::take_all`] gets the same
+/// tickets again; the kernel ends a driver that completes a request twice.
 pub struct Ticket<P> {
     /// The request's number plus one, so that an `Option` of a ticket needs no more space.
     number: NonZeroU16,

@@ -31,7 +31,7 @@
 
 use crate::Result;
 use crate::dma::{self, Dma, Place};
-use crate::net::{Counter, Queues, Received, RxFrame, TxFrame};
+use crate::net::{Counter, Queues, Received, RxFrame, TX_FRAMES, TxFrame};
 use core::marker::PhantomData;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -308,13 +308,16 @@ impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
     }
 
     /// The same for a card that is told in a descriptor of its own how to treat the frames behind
-    /// it. `fill` gets a [`Tail`] in place of a descriptor.
+    /// it. `fill` gets a [`Tail`] in place of a descriptor. The ring must have more than two
+    /// descriptors for each of the [`TX_FRAMES`]: as many frames are taken as there is room for
+    /// two descriptors each.
     #[inline]
     pub fn send_with_commands(&mut self, queues: &mut Queues, fill: impl FnMut(Tail<N, BYTES>, u64, &TxFrame)) -> bool {
+        const { assert!(N > 2 * TX_FRAMES, "the ring has no room for all frames and their commands") };
         self.send_each(queues, 2, fill)
     }
 
-    /// Takes the frames to send, as long as there is room for the `most` descriptors of a frame.
+    /// Takes the frames to send, as long as there is room for `most` descriptors for each.
     #[inline(always)]
     fn send_each(
         &mut self,
@@ -444,7 +447,7 @@ mod tests {
     use super::*;
     use crate::class::Class;
     use crate::fake::Kernel;
-    use crate::net::{NetInfo, Nic};
+    use crate::net::{NetInfo, Nic, Sum};
     use std::vec::Vec;
 
     /// The word of a descriptor that says whose it is: the driver's, once the model has cleared it.
@@ -472,6 +475,53 @@ mod tests {
         let lens: Vec<usize> = net.take_received().iter().map(Vec::len).collect();
         assert_eq!(lens, [60, 0, 1514]);
         assert_eq!(net.counted(Counter::RxErrors), 1);
+    }
+
+    /// A frame with a command in front of it comes back when the card has finished its own
+    /// descriptor, wherever in the ring the two are.
+    #[test]
+    fn a_command_in_front_of_a_frame_is_not_the_frame() {
+        const N: usize = 2 * TX_FRAMES + 3;
+        let mut kernel = Kernel::new(());
+        let mut queues = offered(&mut kernel);
+        let mut ring: FrameRing<TxFrame, N, 8> = kernel.run(FrameRing::new).expect("memory");
+        let mut commands = 0;
+        // Two of three frames have a checksum. The rounds go around the ring several times.
+        for round in 0..20 {
+            let sums: Vec<_> =
+                (0..30).map(|number| (number % 3 != 0).then_some(Sum { start: 34, offset: 6 })).collect();
+            for sum in &sums {
+                kernel.net.as_mut().expect("an interface").transmit_as(&[7; 60], 0, *sum);
+            }
+            kernel.run(|| {
+                let has_new = ring.send_with_commands(&mut queues, |tail, _, frame| {
+                    let descriptor = match frame.sum() {
+                        None => tail.descriptor(),
+                        Some(_) => tail.command(|command| {
+                            commands += 1;
+                            command.hand_over(0, OWN)
+                        }),
+                    };
+                    descriptor.hand_over(0, OWN);
+                });
+                assert!(has_new);
+            });
+            assert_eq!(commands, 20 * (round + 1));
+            for sum in sums {
+                for is_frame in [Some(false).filter(|_| sum.is_some()), Some(true)].into_iter().flatten() {
+                    let mut left = 1;
+                    kernel.run(|| {
+                        ring.reclaim(&mut queues, |_| {
+                            left -= 1;
+                            left == 0
+                        });
+                    });
+                    let back = kernel.net.as_mut().expect("an interface").take_transmitted();
+                    assert_eq!(back, usize::from(is_frame), "round {round}");
+                }
+            }
+            assert!(ring.is_empty() && ring.room() == N - 1);
+        }
     }
 
     /// A command takes a descriptor, in the order of the ring, and no frame comes back for it.

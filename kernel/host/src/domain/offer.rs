@@ -153,11 +153,15 @@ pub fn operations_noun(manifest: &Manifest) -> String {
     class.map_or("upcalls".into(), |class| format!("{}s", class.noun()))
 }
 
-/// Maps the shared memory of a driver's queues, `len_bytes` bytes, at the address of all queues.
+/// Maps the shared memory of a driver's queues at the address of all queues.
 pub fn map_queues<Q: HasQueues>(domain: &mut Domain) -> Result<QueueMemory<Q>, Refusal> {
     let len_bytes = (Q::WORDS * size_of::<u64>()).next_multiple_of(PAGE_SIZE as usize);
-    let memory = domain.space.map_lent(domain.base() + QUEUE, len_bytes as u64)?;
-    QueueMemory::new(memory).ok_or(Refusal::NoMemory)
+    let start = domain.base() + QUEUE;
+    let queues = QueueMemory::new(domain.space.map_lent(start, len_bytes as u64)?);
+    if queues.is_none() {
+        domain.space.unmap(start, len_bytes as u64);
+    }
+    queues.ok_or(Refusal::NoMemory)
 }
 
 /// Maps the shared memory for the device that a driver uses, `len_bytes` bytes.

@@ -125,7 +125,7 @@ pub fn free_clock() -> u64 {
 
 /// Returns the TSC ticks in which no driver was polled, from an arbitrary start.
 #[inline(always)]
-pub fn poll_clock() -> u64 {
+fn poll_clock() -> u64 {
     time::tsc().saturating_sub(IN_POLLS.load(Ordering::Relaxed))
 }
 

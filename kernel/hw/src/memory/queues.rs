@@ -15,7 +15,7 @@ pub struct QueueMemory<Q> {
     of: PhantomData<fn() -> Q>,
 }
 
-// SAFETY: the words are atomic, and are freed with the last owner of the frames.
+// SAFETY: the words are atomic, and are freed with the last owner of the frames. `Lent` is `Send`.
 unsafe impl<Q> Send for QueueMemory<Q> {}
 
 impl<Q: HasQueues> QueueMemory<Q> {

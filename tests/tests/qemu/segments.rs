@@ -10,6 +10,7 @@ use ringfence::{campaign, conform, soak};
 use ringfence_abi::manifest::{DomainKind, MAGIC, Manifest, PREFERS_PAGED, PREFERS_SEGMENTED};
 use ringfence_link::event::Event;
 use ringfence_tests::attacks::{self, assert_all, carry_out, segment};
+use ringfence_tests::filesystem;
 use ringfence_tests::gdb::Gdb;
 use ringfence_tests::{
     Ran, assert_intact, assert_says, at_prompt, bare, boot, boot_well, leave, machine, run_well, runner, system,
@@ -482,6 +483,32 @@ fn modules_in_folders_of_ones_own_are_built_for_both_kinds() {
     }
     let error = ringfence::build::module(&folder.path().join("other.32")).unwrap_err().to_string();
     assert_eq!(error, format!("there is no folder {}", folder.path().join("other.32").display()));
+}
+
+/// A filesystem's driver, which waits for its disk in upcalls, is moved into segments: it reads
+/// what the host's tools have written, and they read what it writes.
+#[test]
+#[ignore = "long: `make test-all` runs it"]
+fn a_filesystem_is_moved_into_segments() {
+    if !are_built() {
+        return;
+    }
+    system();
+    let directory = tempfile::tempdir().unwrap();
+    let image = filesystem::fat(directory.path(), 8 << 10, 16);
+    let content: Vec<u8> = (0..200_123u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    image.put("big", &content).unwrap();
+    let script = "mount disk0 /mnt; reload fat --kind segmented; lsmod; sha256sum /mnt/big; mkdir /mnt/d; \
+                  cp /mnt/big /mnt/d/copy; mv /mnt/d/copy /mnt/copy; sha256sum /mnt/copy; umount /mnt";
+    let mut machine = machine(script);
+    machine.disks = vec![std::path::PathBuf::from(image.path().unwrap()).into()];
+    machine.contents.modules.push(ringfence::build::one("fat.32").unwrap().packed);
+    let text = boot_well(&machine);
+    assert_eq!(kinds(&text, "fat"), ["segmented"]);
+    let sums: Vec<String> = text.data().into_iter().map(|(_, sum)| sum).collect();
+    assert!(sums.len() == 2 && sums[0] == sums[1], "{sums:?}");
+    filesystem::assert_clean(&image);
+    assert!(image.get("copy").unwrap() == content && image.get("big").unwrap() == content);
 }
 
 /// A stream and copies go on while segmented drivers are ended, and while a segmented disk driver

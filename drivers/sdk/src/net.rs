@@ -90,7 +90,7 @@ impl TxFrame {
         self.entry().sum()
     }
 
-    /// Returns a copy, which only this module can make and none gives back.
+    /// Returns a copy. Only the SDK can make one, and it gives no copy back.
     #[inline]
     pub(crate) fn copy(&self) -> TxFrame {
         TxFrame { ..*self }

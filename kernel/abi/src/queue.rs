@@ -353,9 +353,7 @@ impl<R: Ring, C: Count, W: Words> Putting<'_, R, C, W> {
         self.words.store(R::PLACE.entry(self.put.whole()), entry);
         self.put = self.put.next();
     }
-}
 
-impl<R: Ring, C: Count, W: Words> Putting<'_, R, C, W> {
     /// Puts an entry of 32 bits into a ring that is known to have room. No entry of the ring has
     /// ever had more.
     #[inline(always)]

@@ -1,6 +1,6 @@
 # make run: sets up what is missing and boots to the shell.
 # make test: sets up and passes the tests, but for the long ones.
-# make test-all: passes all tests, and tests a machine without an IOMMU.
+# make test-all: passes all tests, and tests a machine without an IOMMU, and one whose drivers are segmented.
 # make miri: runs the tests of drivers' logic, and of gates, descriptors and the policy for ring 0, in Miri, where a nightly
 # toolchain has it: six minutes.
 .PHONY: run test test-all setup build lint miri
@@ -34,6 +34,9 @@ test-all: test
 	@echo "test: what a machine without an IOMMU, with other buses and interrupts, could do otherwise"
 	RINGFENCE_MACHINE=pc RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu $(FEATURES) -- --include-ignored \
 		block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
+	@echo "test: drivers in segmented domains"
+	RINGFENCE_KIND=segmented RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu $(FEATURES) -- --include-ignored \
+		block:: devices:: fence:: files:: hotplug:: network:: repeat:: reset:: restart:: scsi::
 
 setup:
 	@boot/setup.sh

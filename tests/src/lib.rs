@@ -11,6 +11,7 @@ pub mod gdb;
 
 use ringfence::build::{self, System};
 use ringfence::machine::{End, Machine, Run, Running};
+use ringfence_abi::manifest::DomainKind;
 use ringfence_link::event::{self, Disk, Driver, Event, Fault, Row, Trial};
 use std::fmt;
 use std::ops::Deref;
@@ -49,14 +50,25 @@ pub fn bare(commands: &str) -> Machine {
 }
 
 /// Returns a machine with a network card and a SCSI adapter, and their drivers, that runs
-/// `commands`, separated by `;`. The environment's `RINGFENCE_MACHINE` may name its mainboard.
+/// `commands`, separated by `;`. The environment's `RINGFENCE_MACHINE` may name its mainboard, and
+/// `RINGFENCE_KIND` the kind of domain of the drivers.
 pub fn machine(commands: &str) -> Machine {
     let mut machine = Machine { timeout: Some(TIME_LIMIT), ..Machine::default() };
     if let Ok(board) = std::env::var("RINGFENCE_MACHINE") {
         machine.use_board(&board);
     }
+    if let Ok(kind) = std::env::var("RINGFENCE_KIND") {
+        machine.contents.kind = Some(DomainKind::named(&kind).expect("RINGFENCE_KIND names a kind of domain"));
+    }
     machine.contents.exec = Some(commands.to_string());
     machine
+}
+
+/// Returns the name of the file from which a driver is loaded: the module's, or that of its build
+/// for the kind of domain in `RINGFENCE_KIND`.
+pub fn file_of(module: &str) -> String {
+    let kind = std::env::var("RINGFENCE_KIND").ok().and_then(|kind| DomainKind::named(&kind));
+    format!("{module}{}", kind.unwrap_or_default().suffix())
 }
 
 /// Changes the machine's mainboard to one without an IOMMU, so that nothing fences its devices.

@@ -79,6 +79,10 @@ pub enum Verb {
         /// die; it succeeds once all changes were tried.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
         ring: u8,
+        /// Kind of domain of the drivers that have a build for it; others stay paged. A name like
+        /// e1000.32 in --modules chooses it for one module.
+        #[arg(long, value_name = "KIND", default_value = "paged", value_parser = parse_kind)]
+        kind: DomainKind,
         /// Folder for the results, and for a page with a chart of both rings' results.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
@@ -415,6 +419,10 @@ pub struct RunArguments {
     /// Do not load drivers at boot.
     #[arg(long)]
     no_autoload: bool,
+    /// Kind of domain of modules that prefer none: paged or segmented. Without this option the
+    /// policy decides, and without a policy they are paged.
+    #[arg(long, value_name = "KIND", value_parser = parse_kind)]
+    kind: Option<DomainKind>,
     /// Attach a disk image or a block device (repeatable); ',ro' makes it read-only. An image is
     /// opened in its own format, and refused if it names other files: ',image' opens it
     /// nevertheless, ',raw' opens it as raw blocks. Without this option there is an empty disk of
@@ -619,6 +627,7 @@ impl RunArguments {
                 exec: self.exec,
                 etc_files: files,
                 autoload: !self.no_autoload,
+                kind: self.kind,
                 columns,
                 ask_columns,
                 ..machine.contents

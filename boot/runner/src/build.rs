@@ -45,24 +45,8 @@ pub struct Module {
 
 /// Folders of `drivers/` that are not modules.
 const NOT_MODULES: [&str; 1] = ["sdk"];
-/// The modules that are built for segmented domains as well.
-const SEGMENTED: [&str; 15] = [
-    "e1000",
-    "hello-c",
-    "null",
-    "rogue-blk",
-    "rogue-lsi",
-    "rogue-ne2k",
-    "rogue-nic",
-    "rogue-rtl8139",
-    "rogue-scsi",
-    "rogue-virtio-net",
-    "rtl8139-c",
-    "snippets",
-    "template",
-    "virtio-scsi",
-    "watchman",
-];
+/// The modules that are built for paged domains only: their attacks are 64-bit code.
+const PAGED_ONLY: [&str; 2] = ["rogue", "rogue-ss"];
 /// The modules that are built for segmented domains only.
 const SEGMENTED_ONLY: [&str; 1] = ["rogue-segment"];
 /// Flags for the parts of a segmented module in C.
@@ -129,12 +113,10 @@ pub fn system(quiet: bool) -> Result<System> {
 /// Builds the project's modules.
 fn modules(toolchain: &Toolchain, quiet: bool) -> Result<Vec<Module>> {
     let sources = module_sources()?;
-    let paged: Vec<_> = sources.iter().filter(|(name, _)| !SEGMENTED_ONLY.contains(&name.as_str())).collect();
-    let mut modules = some_modules(DomainKind::Paged, toolchain, &paged, quiet)?;
+    let all_but = |names: &[&str]| sources.iter().filter(|(name, _)| !names.contains(&&**name)).collect::<Vec<_>>();
+    let mut modules = some_modules(DomainKind::Paged, toolchain, &all_but(&SEGMENTED_ONLY), quiet)?;
     if toolchain.has_32() {
-        let is_segmented = |name: &str| SEGMENTED.contains(&name) || SEGMENTED_ONLY.contains(&name);
-        let segmented: Vec<_> = sources.iter().filter(|(name, _)| is_segmented(name)).collect();
-        modules.extend(some_modules(DomainKind::Segmented, toolchain, &segmented, quiet)?);
+        modules.extend(some_modules(DomainKind::Segmented, toolchain, &all_but(&PAGED_ONLY), quiet)?);
     }
     Ok(modules)
 }

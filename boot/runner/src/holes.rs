@@ -145,29 +145,26 @@ impl Text {
 
     /// Finds the targets of branches, and the addresses that instructions load. The addresses of
     /// indirect jumps are in tables of distances from the table, whose address the function loads,
-    /// or, in code of 32 bits, in tables of addresses.
+    /// or, in code of 32 bits, in tables of addresses. A table ends where another loaded address
+    /// is, at the latest.
     fn find_targets(&mut self, constants: &[(u64, &[u8])]) {
         let own = self.address..self.address + self.bytes.len() as u64;
-        for function in self.functions.clone() {
-            let Some(instructions) = self.decode(&function) else { continue };
+        let decoded: Vec<_> =
+            self.functions.iter().filter_map(|function| Some((function.clone(), self.decode(function)?))).collect();
+        let all = decoded.iter().flat_map(|(_, instructions)| instructions);
+        self.targets.extend(all.clone().filter(|one| is_branch(one)).map(Instruction::near_branch_target));
+        let all_loaded: BTreeSet<u64> = all.filter_map(|one| self.loaded(one)).collect();
+        self.targets.extend(&all_loaded);
+        for (function, instructions) in decoded {
             let mut has_table = false;
-            for instruction in &instructions {
-                if is_branch(instruction) {
-                    self.targets.insert(instruction.near_branch_target());
-                }
-                let is_wide = self.bits == 64;
-                let loaded = match is_wide {
-                    true if instruction.is_ip_rel_memory_operand() => instruction.ip_rel_memory_address(),
-                    false if instruction.memory_displ_size() == 4 => instruction.memory_displacement32().into(),
-                    _ => continue,
-                };
-                self.targets.insert(loaded);
+            for loaded in instructions.iter().filter_map(|one| self.loaded(one)).collect::<Vec<_>>() {
                 let table =
                     constants.iter().find_map(|(start, bytes)| bytes.get(loaded.checked_sub(*start)? as usize..));
-                let entries = table.unwrap_or(&[]).as_chunks::<4>().0.iter();
-                let places = entries.map(|entry| match is_wide {
-                    true => loaded.wrapping_add_signed(i32::from_le_bytes(*entry).into()),
-                    false => u32::from_le_bytes(*entry).into(),
+                let next = all_loaded.range(loaded + 1..).next().map_or(usize::MAX, |next| (next - loaded) as usize);
+                let table = table.map_or(&[][..], |table| &table[..table.len().min(next)]);
+                let places = table.as_chunks::<4>().0.iter().map(|entry| match self.bits {
+                    64 => loaded.wrapping_add_signed(i32::from_le_bytes(*entry).into()),
+                    _ => u32::from_le_bytes(*entry).into(),
                 });
                 let places: Vec<u64> = places.filter(|place| own.contains(place)).collect();
                 has_table |= places.iter().any(|place| function.contains(&((place - self.address) as usize)));
@@ -176,6 +173,14 @@ impl Text {
             if instructions.iter().any(|one| one.flow_control() == FlowControl::IndirectBranch) && !has_table {
                 self.unknown.push(function);
             }
+        }
+    }
+
+    /// Returns the address that an instruction names: of a constant, a table, or something else.
+    fn loaded(&self, instruction: &Instruction) -> Option<u64> {
+        match self.bits {
+            64 => instruction.is_ip_rel_memory_operand().then(|| instruction.ip_rel_memory_address()),
+            _ => (instruction.memory_displ_size() == 4).then(|| instruction.memory_displacement32().into()),
         }
     }
 
@@ -528,14 +533,16 @@ fn with_sib(instruction: &Instruction, bytes: &[u8]) -> Option<Vec<u8>> {
     Some([&bytes[..modrm], &[byte & !7 | 4, sib], &bytes[modrm + 1..]].concat())
 }
 
-/// Returns the offset of the ModRM byte of an instruction whose memory operand has a base register
-/// and a displacement, and the length of the displacement. `sib` says that there is a SIB byte even
-/// if the operand needs none.
+/// Returns the offset of the ModRM byte of an instruction whose memory operand has a base register,
+/// and the length of its displacement, 0 if it has none. `sib` says that there is a SIB byte even if
+/// the operand needs none.
 fn modrm_of(instruction: &Instruction, bytes: &[u8], sib: bool) -> Option<(usize, usize)> {
     let mut decoder = decoder(instruction, bytes);
     let decoded = decoder.decode();
     let offsets = decoder.get_constant_offsets(&decoded);
-    let displacement = offsets.has_displacement().then(|| offsets.displacement_offset())?;
+    let immediates = offsets.immediate_size() + offsets.immediate_size2();
+    let displacement_bytes = offsets.displacement_size();
+    let displacement = bytes.len().checked_sub(immediates + displacement_bytes)?;
     let base = instruction.memory_base();
     // An index needs a SIB byte, and so do the base registers 4 and 12.
     let has_sib = sib || instruction.memory_index() != Register::None || base.number() & 7 == 4;
@@ -543,8 +550,8 @@ fn modrm_of(instruction: &Instruction, bytes: &[u8], sib: bool) -> Option<(usize
     let byte = *bytes.get(at)?;
     let is_wide = instruction.code_size() == CodeSize::Code64;
     let is_address = if is_wide { base.is_gpr64() } else { base.is_gpr32() };
-    let is_it = is_address && matches!(byte >> 6, 1 | 2) && (byte & 7 == 4) == has_sib;
-    is_it.then_some((at, offsets.displacement_size()))
+    let is_it = is_address && usize::from(byte >> 6) == displacement_bytes.div_ceil(2) && (byte & 7 == 4) == has_sib;
+    is_it.then_some((at, displacement_bytes))
 }
 
 /// Encodes an instruction with its base register lowered by `step`, and its displacement larger by
@@ -824,6 +831,19 @@ mod tests {
     }
 
     #[test]
+    fn a_table_ends_where_another_begins() {
+        // lea rsi,[rip+...] of a table with one entry, and lea rdi,[rip+...] of what is behind it.
+        let function =
+            [&[0x48, 0x8d, 0x35, 0xf9, 0x0f, 0, 0, 0x48, 0x8d, 0x3d, 0xf6, 0x0f, 0, 0][..], &SHORT, &[0xff, 0xe0]];
+        let function = function.concat();
+        let with = |entries: [i32; 2]| code(&function, &[(0x2000, &entries.map(i32::to_le_bytes).concat())]);
+        let (first, behind) = (0x1000 - 0x2000, 0x100e + 2 - 0x2000);
+        let mut one = with([first, behind]);
+        assert!(one.unknown.is_empty() && !one.targets.contains(&0x1010) && one.mend(15));
+        assert!(with([behind, first]).targets.contains(&0x1010));
+    }
+
+    #[test]
     fn a_table_of_32_bits_has_addresses() {
         // jmp [eax*4+2000h], and mov ebx,2 with a short jump that has a hole.
         let function =
@@ -880,6 +900,16 @@ mod tests {
         assert_eq!(
             encoded(&[0x41, 0x8b, 0x44, 0x8e, 0x10], 3).unwrap(),
             ["lea r14,[r14-8]", "mov eax,[r14+rcx*4+18h]", "lea r14,[r14+8]"]
+        );
+        // movsxd r8,[rsi+r9*4]: the load of a jump's distance, without a displacement.
+        assert_eq!(
+            encoded(&[0x4e, 0x63, 0x04, 0x8e], 3).unwrap(),
+            ["lea rsi,[rsi-8]", "movsxd r8,[rsi+r9*4+8]", "lea rsi,[rsi+8]"]
+        );
+        // mov dword [rsi+rcx*4],0D0h: an immediate, and no displacement.
+        assert_eq!(
+            encoded(&[0xc7, 0x04, 0x8e, 0xd0, 0, 0, 0], 3).unwrap(),
+            ["lea rsi,[rsi-8]", "mov dword ptr [rsi+rcx*4+8],0D0h", "lea rsi,[rsi+8]"]
         );
     }
 

@@ -141,10 +141,10 @@ fn run(cli: Cli) -> Result<u8> {
             bench::run(&build::system(true)?, &options)?;
             Ok(0)
         }
-        Some(Verb::Campaign { modules, mutants, seed, only, ring, out, json, machine }) => {
+        Some(Verb::Campaign { modules, mutants, seed, only, ring, kind, out, json, machine }) => {
             let (mutants, only) = (mutants as usize, only.map(|only| only as usize));
             let machine = machine.machine()?;
-            let options = campaign::Options { modules, mutants, seed, only, ring, out, json, machine };
+            let options = campaign::Options { modules, mutants, seed, only, ring, kind, out, json, machine };
             Ok(u8::from(!campaign::run(&build::system(true)?, &options)?))
         }
         Some(Verb::Soak { minutes, seed, kind, files, power_cuts, json, machine }) => {

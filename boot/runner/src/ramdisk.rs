@@ -3,6 +3,7 @@
 use crate::build::System;
 use crate::output::printable;
 use anyhow::{Context, Result, bail};
+use ringfence_abi::manifest::{DomainKind, SEGMENTED_SUFFIX};
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ pub struct Contents {
     pub http: Option<String>,
     /// Whether devices get their drivers at boot.
     pub autoload: bool,
+    /// The kind of domain of modules that prefer none, in the place of the policy's.
+    pub kind: Option<DomainKind>,
     /// Columns of the terminal, if known.
     pub columns: Option<u16>,
     /// Whether the kernel should ask the terminal for its width, because a person uses it.
@@ -60,6 +63,9 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
     }
     if !contents.autoload {
         options += "no-autoload\n";
+    }
+    if let Some(kind) = contents.kind {
+        options += &format!("kind {kind}\n");
     }
     for path in &contents.modules {
         // These modules choose their devices before the others.
@@ -100,7 +106,8 @@ pub fn file_name(path: &Path) -> String {
 
 /// Returns the names and files of all modules, in the order of their names, in which the kernel
 /// searches for drivers. The modules are the project's and the `given` ones; the `given` ones
-/// choose their devices first. A given module replaces the project's module of the same name.
+/// choose their devices first. A given module replaces the project's module of the same name, in
+/// both kinds.
 pub fn modules(system: &System, given: &[PathBuf]) -> Result<BTreeMap<String, PathBuf>> {
     let own = system.modules.iter().map(|module| (module.name.clone(), module.packed.clone()));
     let mut modules: BTreeMap<String, PathBuf> = own.collect();
@@ -115,6 +122,13 @@ pub fn modules(system: &System, given: &[PathBuf]) -> Result<BTreeMap<String, Pa
                 "{}: a module file's name must be of characters that can be seen",
                 printable(&path.to_string_lossy())
             );
+        }
+        let other = match name.strip_suffix(SEGMENTED_SUFFIX) {
+            Some(paged) => paged.to_string(),
+            None => format!("{name}{SEGMENTED_SUFFIX}"),
+        };
+        if !seen.contains(&other) {
+            modules.remove(&other);
         }
         if !seen.insert(name.clone()) {
             bail!("{}: another module file is called '{name}', too", path.display());

@@ -52,6 +52,8 @@ struct Known {
 
 struct State {
     policy: Policy,
+    /// The usual kind of domain if the runner was told one: it has precedence over the policy's.
+    kind: Option<DomainKind>,
     /// The source of the policy, for a person, and the error if the policy cannot be read.
     from: String,
     keys: Vec<Trusted>,
@@ -70,6 +72,7 @@ struct State {
 static STATE: Lazy<Mutex<State>> = Lazy::new(|| {
     Mutex::new(State {
         policy: Policy::for_development(),
+        kind: None,
         from: "built in".into(),
         keys: Vec::new(),
         machines: Vec::new(),
@@ -267,7 +270,7 @@ pub fn is_for_development() -> bool {
 
 /// Returns the kind of domain for modules that prefer none.
 pub fn usual_kind() -> DomainKind {
-    with(|state| state.policy.kind)
+    with(|state| state.kind.unwrap_or(state.policy.kind))
 }
 
 /// Returns the record of a file.
@@ -317,10 +320,14 @@ pub fn in_words(file: &File) -> InWords {
 pub fn policy_in_words() -> Vec<String> {
     with(|state| {
         let mut lines = [format!("policy    {}", state.from)].to_vec();
-        lines.extend(state.policy.to_string().lines().map(|line| match line.split_once("    ") {
+        let policy = Policy { kind: state.kind.unwrap_or(state.policy.kind), ..state.policy.clone() };
+        lines.extend(policy.to_string().lines().map(|line| match line.split_once("    ") {
             Some(_) => line.to_string(),
             None => format!("          {line}"),
         }));
+        if state.kind.is_some() {
+            lines.push("          --kind has chosen that, in the policy's place".into());
+        }
         let trusts =
             |key: &Trusted, what| format!("trusts    {}, ed25519 key {}{what}", key.name, short(key.key.bytes()));
         lines.extend(state.keys.iter().map(|key| trusts(key, "")));
@@ -356,7 +363,9 @@ pub fn init() {
         within(folder, ".pub").filter_map(read).take(MOST).collect::<Vec<Trusted>>()
     };
     let (keys, machines) = (read_keys("keys/"), read_keys("machines/"));
-    with(|state| (state.keys, state.machines) = (keys, machines));
+    let mut options = ramdisk::text("options").unwrap_or("").lines();
+    let kind = options.find_map(|option| DomainKind::named(option.strip_prefix("kind ")?));
+    with(|state| (state.keys, state.machines, state.kind) = (keys, machines, kind));
     for (name, bytes) in files() {
         match name {
             "machine.key" => match SecretKey::parse(text(bytes)) {

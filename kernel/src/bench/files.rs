@@ -5,7 +5,7 @@
 //! have the file [`FILE`]. Data that is read is not in the kernel's cache before. Data that is
 //! written is on the disk afterwards.
 
-use super::{Cost, Plan, Row, Stopwatch, alone, announce, check_trust, sample_begins, sample_ends};
+use super::{Cost, Plan, Row, Stopwatch, alone, announce, check_trust, kinds, sample_begins, sample_ends};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -16,7 +16,6 @@ use fs::file::How;
 use fs::tree::{self, Mount};
 use host::domain::{Handle, Ring, sleep};
 use hw::memory::buffer;
-use ringfence_abi::manifest::DomainKind;
 use ringfence_core::path::Path;
 
 /// The name of the file that is read and written, and its length in bytes.
@@ -38,31 +37,44 @@ enum Work {
     Names,
 }
 
-/// The rows: the beginning of the format's name, the row, and its work.
-const ROWS: [(&str, &str, Work); 4] = [
-    ("FAT", "fs/fat/write", Work::Write),
-    ("FAT", "fs/fat/read", Work::Read),
-    ("FAT", "fs/fat/names", Work::Names),
-    ("ext", "fs/ext/read", Work::Read),
+/// The rows: the beginning of the format's name, and its rows with their work.
+const FORMATS: [(&str, &[(&str, Work)]); 2] = [
+    ("FAT", &[("fs/fat/write", Work::Write), ("fs/fat/read", Work::Read), ("fs/fat/names", Work::Names)]),
+    ("ext", &[("fs/ext/read", Work::Read)]),
 ];
 
 /// Measures the rows of a plan.
 pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
-    let mounts = tree::mounts();
-    let mut announced = false;
-    for (format, name, work) in ROWS {
-        let mount = mounts.iter().find(|mount| mount.volume.format().starts_with(format));
-        let (Some(mount), true) = (mount, plan.wants(name, 1)) else { continue };
-        let disk = disk::all().into_iter().find(|disk| disk.name() == mount.volume.disk());
-        let disk = disk.ok_or("the disk is gone")?.handle();
-        let drivers = [mount.volume.handle(), disk];
-        if !core::mem::replace(&mut announced, true) {
-            drivers.iter().for_each(|handle| announce(&plan, handle));
+    for (format, rows) in FORMATS {
+        if !rows.iter().any(|(name, _)| plan.wants(name, 1)) {
+            continue;
         }
-        measure(plan, name, work, mount, &drivers).await?.iter().for_each(&mut *print);
-        yield_now().await;
+        let mount = || tree::mounts().into_iter().find(|mount| mount.volume.format().starts_with(format));
+        let filesystem = || mount().map(|mount| mount.volume.handle());
+        let disk = || {
+            let of = mount()?;
+            disk::all().into_iter().find(|disk| disk.name() == of.volume.disk()).map(|disk| disk.handle())
+        };
+        // Both are of the same kind while they are measured.
+        for kind in kinds::of_both(&plan, filesystem(), disk())? {
+            let plan = Plan { kind: Some(kind), ..plan };
+            kinds::each(plan, filesystem, async |plan, filesystem| {
+                kinds::each(plan, disk, async |plan, disk| {
+                    let mount = mount().ok_or("the filesystem is gone")?;
+                    let drivers = [filesystem.clone(), disk];
+                    drivers.iter().for_each(|handle| announce(&plan, handle));
+                    for (name, work) in rows.iter().filter(|(name, _)| plan.wants(name, 1)) {
+                        measure(plan, name, *work, &mount, &drivers).await?.iter().for_each(&mut *print);
+                        yield_now().await;
+                    }
+                    Ok(())
+                })
+                .await
+            })
+            .await?;
+        }
     }
-    if mounts.is_empty() && plan.prefix.starts_with("fs") {
+    if tree::mounts().is_empty() && plan.prefix.starts_with("fs") {
         return Err("no filesystem is mounted".into());
     }
     Ok(())
@@ -82,25 +94,14 @@ async fn measure(
     name: &'static str,
     work: Work,
     mount: &Mount,
-    drivers: &[Handle],
+    drivers: &[Handle; 2],
 ) -> Result<Vec<Row>, String> {
     let unit = if work == Work::Names { "operations/s" } else { "MB/s" };
     let factor = if work == Work::Names { 1.0 } else { PIECE as f64 / 1e6 };
     let rings: Vec<Ring> = plan.rings().collect();
-    // Their rows would be of both kinds at once.
-    if let Some(name) = drivers
-        .iter()
-        .map(|handle| handle.lock())
-        .find(|domain| domain.is_segmented())
-        .map(|domain| domain.name.clone())
-    {
-        return Err(format!(
-            "{name} is segmented, and files are measured in paged domains: 'reload {name} --kind paged'"
-        ));
-    }
     drivers.iter().try_for_each(|handle| check_trust(&rings, handle))?;
-    let mut rows: Vec<Row> =
-        rings.iter().map(|ring| Row::new(name, plan.mode.unit(unit)).batch(1).ring(*ring, DomainKind::Paged)).collect();
+    let row = |ring: &Ring| Row::new(name, plan.mode.unit(unit)).batch(1).driver(&drivers[0], *ring);
+    let mut rows: Vec<Row> = rings.iter().map(row).collect();
     let before: Vec<Ring> = drivers.iter().map(|handle| handle.lock().ring()).collect();
     if work == Work::Read && !mount.volume.is_read_only() {
         // There may be no such file yet.

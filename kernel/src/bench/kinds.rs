@@ -94,6 +94,19 @@ fn kinds(plan: &Plan, file: &File, own: DomainKind, ring: Ring) -> Result<Vec<Do
     if possible.is_empty() { is_possible(own).map(|()| possible) } else { Ok(possible) }
 }
 
+/// Returns the kinds that both of two drivers can be measured in; none if one is not there.
+pub fn of_both(plan: &Plan, one: Option<Handle>, other: Option<Handle>) -> Result<Vec<DomainKind>, String> {
+    let (Some(one), Some(other)) = (one, other) else { return Ok(Vec::new()) };
+    let of = |handle: &Handle| {
+        let domain = handle.lock();
+        let (file, own, ring) = (domain.file.clone(), domain.space.kind(), domain.ring());
+        drop(domain);
+        kinds(plan, &file, own, ring)
+    };
+    let others = of(&other)?;
+    Ok(of(&one)?.into_iter().filter(|kind| others.contains(kind)).collect())
+}
+
 /// Puts a build for one of the kinds in a driver's place.
 async fn become_of(handle: &Handle, file: File) -> Result<(), String> {
     // Mute the driver's messages at its start: they were shown before.

@@ -201,7 +201,7 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
     }
     yield_now().await;
     // Rows that are not measured by kind are left out where a kind is asked for. These rows are
-    // about the drivers as they are loaded, and filesystems are paged.
+    // about the drivers as they are loaded.
     let of_any_kind = plan.kind.is_none();
     if of_any_kind && wanted("off/") {
         note("off", off::run(mode.unit("us"), &mut print).await);
@@ -227,7 +227,7 @@ pub async fn run(plan: Plan<'_>) -> Result<(), String> {
     if of_any_kind && wanted("trace/") {
         note("trace", scsi::traced(plan, &mut print).await);
     }
-    if plan.kind != Some(DomainKind::Segmented) && wanted("fs/") {
+    if wanted("fs/") {
         note("fs", files::run(plan, &mut print).await);
     }
     yield_now().await;

@@ -2,7 +2,7 @@
 //! machine.
 
 use super::files::{about, path_of, read_whole, replace_whole};
-use super::modules::parse_ring;
+use super::modules::{as_paged, parse_ring};
 use super::settings::{FOLDER, ask_person};
 use super::{Outcome, said};
 use alloc::format;
@@ -59,12 +59,24 @@ pub async fn promote(mut arguments: Arguments<'_>) -> Outcome {
     into_ring_0(word, force).await
 }
 
-/// Moves a driver into ring 0 for a person.
+/// Moves a driver into ring 0 for a person. The paged build of a segmented driver takes its place
+/// first, if that one may run there.
 pub async fn into_ring_0(name: &str, force: bool) -> Outcome {
     if force {
         ask_person("--force")?;
     }
-    let handle = module::find(name).map_err(said)?;
+    let mut handle = module::find(name).map_err(said)?;
+    let is_segmented = {
+        let domain = handle.lock();
+        domain.is_segmented() && domain.is_alive()
+    };
+    if is_segmented {
+        let may = moving::decide(&mut handle.lock(), false);
+        let may = if may.is_err() && force { moving::decide(&mut handle.lock(), true) } else { may };
+        may.map_err(|why| format!("{name} stays in ring 1: {why}"))?;
+        as_paged(&handle).await?.iter().for_each(|done| println!("{done}"));
+        handle = module::find(name).map_err(said)?;
+    }
     let admitted = moving::promote(&handle, force).await.map_err(|why| format!("{name} {why}"))?;
     println!("{name}: now in ring 0: {admitted}");
     Ok(())

@@ -333,20 +333,18 @@ async fn reload_one(handle: &Handle, file: File) -> Result<String, String> {
     Ok(format!("{name}: {file} {version} serves in ring {}, after {away_us} us", domain.ring()))
 }
 
-/// Puts a paged build in the place of a segmented driver, for a tool that knows 64-bit code only.
-/// Returns a description of the result, for a person; `None` if the driver is paged.
+/// Puts the paged build in the place of a segmented driver, for what knows 64-bit code only. Returns
+/// a description of the result, for a person; `None` if the driver is paged.
 pub async fn as_paged(handle: &Handle) -> Result<Option<String>, String> {
-    let (name, file) = {
+    let (name, paged) = {
         let domain = handle.lock();
         if !domain.is_segmented() {
             return Ok(None);
         }
-        (domain.name.clone(), domain.file.name.clone())
+        (domain.name.clone(), module::paged_build(&domain)?)
     };
-    let paged = module::choose(&file, Some(DomainKind::Paged));
-    let paged = paged.map_err(|error| format!("{name} is segmented, and has no paged build: {error}"))?;
     reload_one(handle, paged).await?;
-    Ok(Some(format!("{name}: was segmented, and is paged now; 'reload {name} --kind segmented' takes it back")))
+    Ok(Some(format!("{name}: is paged now; 'reload {name} --kind segmented' takes it back")))
 }
 
 /// Puts `file` in the place of all drivers of its module, of either kind, or loads it if there are
@@ -464,10 +462,7 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
                 trust::forgive(&domain);
             }
         }
-        None => {
-            let file = handle.lock().file.name.clone();
-            trust::never_trust(&file);
-        }
+        None => trust::never_trust(&handle),
     }
     // Restart a driver that was ended already, or release the tasks that wait for its restart.
     end::note();

@@ -64,7 +64,7 @@ fn of_drivers() -> Vec<String> {
         if Ok(now) != own {
             all.push(format!("policy {} {}", domain.name, if now == Policy::Restart { "restart" } else { "stop" }));
         }
-        if trust::is_banned(&domain.file.name) {
+        if trust::is_banned(&domain) {
             all.push(format!("policy {} ring0-never", domain.name));
         }
     }

@@ -1,5 +1,6 @@
 //! `trace` and `stats`: the events at a driver's boundary, and how long they take.
 
+use super::modules::as_paged;
 use super::{Outcome, commands, said};
 use crate::streams;
 use crate::traced::{in_words, noun};
@@ -79,6 +80,9 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
     }
     if command.is_empty() {
         return usage;
+    }
+    if watched.is_some() {
+        as_paged(&handle).await?.iter().for_each(|done| println!("{done}"));
     }
     drop(handle);
     let wish = Wish { watched, times: counts, ..Wish::default() };
@@ -220,9 +224,6 @@ fn times_event(kept: &Kept, (what, times): (Timed, &Histogram)) -> event::Times<
 /// Returns the memory that `word` names: an address in the driver's slot, or a register's name,
 /// with a number behind it if there are several (`MTA.3`).
 fn parse_watched(word: &str, domain: &Domain) -> Result<Extent, String> {
-    if domain.is_segmented() {
-        return Err(format!("{} is segmented, where no address is watched", domain.name));
-    }
     let slot = domain.slot_extent();
     if is_register(word) {
         return find_register(word, domain);

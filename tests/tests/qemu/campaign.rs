@@ -5,11 +5,22 @@
 use ringfence::campaign::report::{self, KERNEL_DEATH};
 use ringfence::campaign::{self, Options, Outcome};
 use ringfence::machine::Machine;
+use ringfence_abi::manifest::DomainKind;
 use ringfence_tests::{system, times};
 
 fn options(mutants: usize, ring: u8) -> Options {
     let modules = ["e1000", "virtio-scsi"].map(String::from).to_vec();
-    Options { machine: Machine::default(), modules, mutants, seed: 1997, only: None, ring, out: None, json: true }
+    Options {
+        machine: Machine::default(),
+        modules,
+        mutants,
+        seed: 1997,
+        only: None,
+        ring,
+        kind: DomainKind::Paged,
+        out: None,
+        json: true,
+    }
 }
 
 fn outcomes(mutants: usize, ring: u8) -> Vec<Outcome> {

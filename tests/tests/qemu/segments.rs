@@ -1,8 +1,10 @@
 //! Segmented domains: drivers as 32-bit code, which serve as paged ones do and reach no more.
 
+use crate::changed::with_other_manifest;
 use crate::push::{answering, push, undone};
 use crate::sandbox::{by_this_qemu, under_bochs};
 use ringfence::build::System;
+use ringfence::campaign::Outcome;
 use ringfence::machine::{End, Machine, Running};
 use ringfence::session::Session;
 use ringfence::toolchain;
@@ -99,20 +101,21 @@ fn policy_manifest_and_person_choose_the_kind() {
     let folder = tempfile::tempdir().unwrap();
     let policy = folder.path().join("policy.toml");
     std::fs::write(&policy, "kind = \"segmented\"\ndevelopment = true\n").unwrap();
-    let preferring = |flag: u32| {
-        let built = system().modules.iter().find(|module| module.name == "template").expect("the module");
+    let preferring = |name: &str, flag: u32| {
+        let built = system().modules.iter().find(|module| module.name == name).expect("the module");
         let mut bytes = std::fs::read(&built.packed).unwrap();
         let magic = bytes.windows(8).position(|bytes| bytes == MAGIC.to_le_bytes()).expect("a manifest");
         let flags = magic + offset_of!(Manifest, flags);
         bytes[flags..flags + 4].copy_from_slice(&flag.to_le_bytes());
-        std::fs::write(folder.path().join("template.rfm"), bytes).unwrap();
-        folder.path().join("template.rfm")
+        let path = folder.path().join(format!("{name}.rfm"));
+        std::fs::write(&path, bytes).unwrap();
+        path
     };
     let mut machine = machine(
         "insmod null; insmod null --kind paged; insmod null --ring 0; insmod template; policy; lsmod; \
          reload template --kind segmented; reload null --kind paged; fails reload null --kind flat; lsmod",
     );
-    machine.contents.modules.push(preferring(PREFERS_PAGED));
+    machine.contents.modules.extend(["template", "template.32"].map(|name| preferring(name, PREFERS_PAGED)));
     machine.contents.etc_files.push(("policy.toml".into(), policy));
     let text = boot_well(&machine);
     for (name, expected) in [
@@ -128,7 +131,7 @@ fn policy_manifest_and_person_choose_the_kind() {
     assert_says(&text, "domains are segmented, unless a module or a person prefers others");
     // Without a policy, a module's preference is enough.
     let mut machine = bare("insmod template; insmod null; lsmod");
-    machine.contents.modules.push(preferring(PREFERS_SEGMENTED));
+    machine.contents.modules.extend(["template", "template.32"].map(|name| preferring(name, PREFERS_SEGMENTED)));
     let text = boot_well(&machine);
     assert_eq!(text.drivers("template")[0].kind, "segmented");
     assert_eq!(text.drivers("null")[0].kind, "paged");
@@ -159,6 +162,8 @@ fn both_kinds_are_measured_in_one_run() {
     // Not every driver is built for both.
     let mut other = ringfence_tests::machine("bench nic/tx --batch 8; fails bench nic/tx --kind segmented");
     other.nic = "rtl8139".into();
+    let given = system().modules.iter().find(|module| module.name == "rtl8139").expect("the module");
+    other.contents.modules.push(given.packed.clone());
     let text = boot_well(&other);
     assert_eq!(text.rows().len(), 2, "{text}");
     assert_says(&text, "there is no module 'rtl8139.32' in the ramdisk");
@@ -172,7 +177,7 @@ fn both_kinds_are_measured_in_one_run() {
     let rows: Vec<_> = text.rows().into_iter().map(|row| (row.ring, row.kind.as_deref())).collect();
     assert_eq!((rows, &*text.drivers("e1000")[0].kind), (vec![(Some(0), None)], "segmented"), "{text}");
     assert_says(&text, "no row was measured in paged domains whose name begins with 'recovery'");
-    assert_says(&text, "no row was measured in segmented domains whose name begins with 'fs'");
+    assert_says(&text, "no filesystem is mounted");
 }
 
 /// A machine that lacks a property on which segmented domains rely is found at boot, and refuses
@@ -295,21 +300,59 @@ fn what_is_for_paged_drivers_is_refused() {
         return;
     }
     let mut machine = machine(
-        "insmod e1000.32; insmod null; fails ring e1000 0; fails promote e1000; \
+        "insmod template; lsmod; fails ring template 0; fails promote template; lsmod; \
          fails insmod null.32 --ring 0; fails insmod null --kind segmented --debug; fails insmod null --kind flat; \
          fails insmod rogue-segment --kind paged",
     );
     machine.contents.autoload = false;
+    // A given module takes the place of both builds of the project's.
+    let template = system().modules.iter().find(|module| module.name == "template.32").expect("the module");
+    machine.contents.modules.push(template.packed.clone());
     let text = boot_well(&machine);
-    let for_64_bits = "it is segmented, and ring 0 is for 64-bit code: 'reload' puts its paged build in its place";
-    assert_eq!(text.matches(for_64_bits).count(), 2, "{text}");
+    assert_eq!(kinds(&text, "template"), ["segmented", "segmented"]);
+    assert_eq!(text.matches("template is segmented, and has no paged build").count(), 2, "{text}");
     assert_says(&text, "ring 0 is for 64-bit code: a segmented driver runs in ring 1 only");
     assert_says(&text, "gdb knows 64-bit code: a debugger stops paged drivers only");
     assert_says(&text, "'flat' is no kind; there are paged and segmented");
 }
 
-/// A tool that knows 64-bit code only reloads a driver as paged, and says so: a watch of registers,
-/// and gdb, for its driver or for all. A build that is pushed takes the place of either
+/// A driver that goes to ring 0 gets its paged build first, and says so. It stays as it is if the
+/// policy does not admit that build, if a person has banned the module, or if its driver faulted,
+/// in a domain of either kind.
+#[test]
+fn ring_0_gets_the_paged_build() {
+    if !are_built() {
+        return;
+    }
+    let commands = "ring e1000 0; lsmod; ping 10.0.2.2 -c 1; reload e1000 --kind segmented; lsmod; promote e1000; \
+                    lsmod; insmod null; policy null ring0-never; fails ring null 0; lsmod; reload null --kind paged; \
+                    fails ring null 0; rmmod e1000; insmod rogue-nic; policy rogue-nic restart; \
+                    fails tell rogue-nic over-dma; fails ring rogue-nic 0; lsmod; policy rogue-nic restart; \
+                    ring rogue-nic 0";
+    let mut machine = machine(commands);
+    machine.contents.kind = Some(DomainKind::Segmented);
+    let text = boot_well(&machine);
+    let shown: Vec<_> = text.drivers("e1000").iter().map(|driver| (driver.ring, driver.kind.to_string())).collect();
+    let [paged, segmented] = ["paged", "segmented"].map(String::from);
+    assert_eq!(shown, [(0, paged.clone()), (1, segmented), (0, paged.clone()), (0, paged)], "{text}");
+    let says = "e1000: is paged now; 'reload e1000 --kind segmented' takes it back";
+    assert_eq!(text.matches(says).count(), 2, "{text}");
+    assert_eq!(text.matches("null stays in ring 1: it is for ring 1 only").count(), 2, "{text}");
+    assert_eq!(kinds(&text, "null"), ["segmented", "paged"]);
+    assert_says(&text, "rogue-nic stays in ring 1: it faulted once, in ring 1");
+    assert_eq!(kinds(&text, "rogue-nic"), ["segmented"]);
+    let folder = tempfile::tempdir().unwrap();
+    let policy = folder.path().join("policy.toml");
+    std::fs::write(&policy, "kind = \"segmented\"\nadmit = [[\"signature\"]]\n").unwrap();
+    let mut machine = ringfence_tests::machine("fails ring e1000 0; lsmod; policy");
+    machine.contents.etc_files.push(("policy.toml".into(), policy));
+    let text = boot_well(&machine);
+    assert_says(&text, "e1000 stays in ring 1: it is not signed");
+    assert_eq!(kinds(&text, "e1000"), ["segmented"]);
+}
+
+/// A tool that knows 64-bit code only reloads a driver as paged, and says so: a watch of registers
+/// or of memory, and gdb, for its driver or for all. A build that is pushed takes the place of either
 /// kind.
 #[test]
 fn what_knows_paged_drivers_only_makes_them_paged() {
@@ -335,10 +378,15 @@ fn what_knows_paged_drivers_only_makes_them_paged() {
     assert_eq!(running.command("watch template mmio help").unwrap().as_deref(), Some("template has no device"));
     assert_eq!(kind(&mut running, "template"), "segmented");
     running.type_line("watch e1000 mmio ping 10.0.2.2 -c 1").unwrap();
-    let says = "e1000: was segmented, and is paged now; 'reload e1000 --kind segmented' takes it back";
+    let says = "e1000: is paged now; 'reload e1000 --kind segmented' takes it back";
     running.wait_for(says).unwrap();
     running.wait_for("    * writes TDT 0x1").unwrap();
     assert_eq!(kind(&mut running, "e1000"), "paged");
+    run_well(&mut running, "reload e1000 --kind segmented");
+    assert_eq!(kind(&mut running, "e1000"), "segmented");
+    running.type_line("trace e1000 --watch TDT ping 10.0.2.2 -c 1").unwrap();
+    running.wait_for(says).unwrap();
+    running.wait_for("    * TDT").unwrap();
     run_well(&mut running, "reload e1000 --kind segmented");
     assert_eq!(kind(&mut running, "e1000"), "segmented");
     let mut gdb = Gdb::start(&running, Some("e1000"));
@@ -502,7 +550,6 @@ fn a_filesystem_is_moved_into_segments() {
                   cp /mnt/big /mnt/d/copy; mv /mnt/d/copy /mnt/copy; sha256sum /mnt/copy; umount /mnt";
     let mut machine = machine(script);
     machine.disks = vec![std::path::PathBuf::from(image.path().unwrap()).into()];
-    machine.contents.modules.push(ringfence::build::one("fat.32").unwrap().packed);
     let text = boot_well(&machine);
     assert_eq!(kinds(&text, "fat"), ["segmented"]);
     let sums: Vec<String> = text.data().into_iter().map(|(_, sum)| sum).collect();
@@ -527,42 +574,51 @@ fn nothing_is_lost_while_segmented_drivers_are_ended() {
     assert!(summary.is_good() && summary.ends.crashes >= 3 && summary.commands > 10, "{summary:?}");
 }
 
-/// No driver of 1997's card has 32 bits.
+/// Drivers that have no build of 32 bits.
 #[test]
 fn a_soak_without_segmented_drivers_is_refused() {
-    let machine = Machine { nic: "pcnet".into(), hba: "lsi53c895a".into(), ..Machine::default() };
+    let (mut machine, _nic) = with_other_manifest("pcnet", "card", &[], "");
+    let (with_adapter, _hba) = with_other_manifest("lsi53c895a", "adapter", &[], "");
+    machine.contents.modules.extend(with_adapter.contents.modules);
+    machine.contents.autoload = true;
+    (machine.nic, machine.hba) = ("pcnet".into(), "lsi53c895a".into());
     let options =
         soak::Options { machine, kind: DomainKind::Segmented, time: Duration::from_secs(1), seed: 1, json: true };
     let error = soak::copies::run(system(), &options).unwrap_err().to_string();
-    assert_eq!(error, "no driver of the work has a build for segmented domains: lsi53c895a, pcnet");
+    assert_eq!(error, "no driver of the work has a build for segmented domains: adapter, card");
 }
 
-/// A broken segmented driver hurts nobody: its code is changed, one instruction at a time.
+/// Broken segmented drivers hurt nobody: their code is changed, one instruction at a time.
 #[test]
 #[ignore = "long: `make test-all` runs it"]
 fn broken_segmented_drivers_hurt_nobody() {
     if !are_built() {
         return;
     }
-    // What is left of e1000's checks, few changes meet.
-    let ends =
-        [("e1000.32", &["masked", "page fault"][..]), ("virtio-scsi.32", &["masked", "page fault", "driver panic"])];
-    for (name, expected) in ends {
+    // A module is segmented by its name, or as all others are.
+    for (modules, kind) in [(&["e1000", "virtio-scsi"][..], DomainKind::Segmented), (&["fat.32"], DomainKind::Paged)] {
         let options = campaign::Options {
             machine: Machine::default(),
-            modules: [name.to_string()].into(),
-            mutants: 80,
+            modules: modules.iter().map(|name| name.to_string()).collect(),
+            mutants: 120,
             seed: 1997,
             only: None,
             ring: 1,
+            kind,
             out: None,
             json: true,
         };
         let outcomes = campaign::outcomes(system(), &options).unwrap();
         let bad: Vec<_> = outcomes.iter().filter(|outcome| !outcome.is_good()).collect();
         assert!(bad.is_empty(), "{bad:#?}");
-        for outcome in expected {
-            assert!(outcomes.iter().any(|other| other.outcome == *outcome), "there is no '{outcome}' of {name}");
+        for name in modules {
+            let name = name.strip_suffix(".32").unwrap_or(name);
+            let name = format!("{name}.32");
+            // Few changes meet what is left of e1000's checks.
+            for outcome in ["masked", "page fault"] {
+                let is_it = |other: &Outcome| other.module == name && other.outcome == outcome;
+                assert!(outcomes.iter().any(is_it), "there is no '{outcome}' of {name}: {outcomes:#?}");
+            }
         }
     }
 }

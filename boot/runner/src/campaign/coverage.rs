@@ -2,7 +2,7 @@
 //! translates, and it translates only code that is about to run.
 
 use crate::build::System;
-use crate::drivers;
+use crate::drivers::{self, Driver};
 use crate::machine::{End, Machine};
 use anyhow::{Context, Result, bail};
 use ringfence_abi::layout::{IMAGE, IMAGE_MAX, MAX_DOMAINS, slot_base, slot_of};
@@ -10,14 +10,39 @@ use ringfence_abi::manifest::DomainKind;
 use ringfence_core::module::kind_of_name;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Runs `commands`. Returns, for each module that `lsmod` lists afterwards, the offsets in its
-/// image of the instructions that were executed. At most one of them may be segmented: their
-/// addresses say nothing of the slot.
-pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BTreeMap<String, BTreeSet<u64>>> {
+/// The offsets in the images of modules of the instructions that were executed.
+pub type Executed = BTreeMap<String, BTreeSet<u64>>;
+
+/// Returns what these drivers execute of `work`; the commands `first` come before. The addresses of
+/// segmented drivers say nothing of the slot, so each has a boot of its own, in which the others are
+/// paged.
+pub fn of_drivers<'a>(
+    system: &System,
+    machine: &Machine,
+    first: &str,
+    work: &str,
+    drivers: impl IntoIterator<Item = &'a Driver>,
+) -> Result<Executed> {
+    let (segmented, paged): (Vec<_>, Vec<_>) =
+        drivers.into_iter().partition(|driver| driver.domain == DomainKind::Segmented);
+    let mut found = Executed::new();
+    if !paged.is_empty() {
+        found.extend(executed(system, machine, &format!("{first}; {work}"))?);
+    }
+    for Driver { module, domain, .. } in segmented {
+        found.extend(executed(system, machine, &format!("{first}; reload {module} --kind {domain}; {work}"))?);
+    }
+    Ok(found)
+}
+
+/// Runs `commands` with paged drivers, of which the commands reload one as segmented at most.
+/// Returns what the modules execute that `lsmod` lists afterwards.
+pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<Executed> {
     let directory = tempfile::TempDir::new()?;
     let log = directory.path().join("in_asm.log");
     let mut machine = machine.clone();
     machine.contents.exec = Some(format!("{commands}; lsmod"));
+    machine.contents.kind = Some(DomainKind::Paged);
     // A segmented driver runs at the addresses of its slot without the slot's.
     let slots = format!("{:#x}..{:#x}", slot_base(0), slot_base(MAX_DOMAINS) - 1);
     let slots = format!("{slots},{IMAGE:#x}..{:#x}", IMAGE + IMAGE_MAX - 1);
@@ -30,7 +55,7 @@ pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<BT
     let names: BTreeMap<usize, String> =
         drivers::listed(&run.events).into_iter().map(|(name, slot)| (slot, name)).collect();
     let log = std::fs::read_to_string(&log).context("QEMU left no list of what it translated")?;
-    let mut found: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
+    let mut found = Executed::new();
     // Before the first driver, the loader and the self-test run at low addresses.
     let mut has_drivers = false;
     for address in log.lines().filter_map(instruction_address) {

@@ -52,6 +52,8 @@ pub struct Options {
     pub only: Option<usize>,
     /// Ring of the changed modules.
     pub ring: u8,
+    /// The kind of domain of all drivers that have a build for it.
+    pub kind: DomainKind,
     /// Folder for the results and the page.
     pub out: Option<PathBuf>,
     /// Whether to print each result as a JSON object.
@@ -167,24 +169,19 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
     // Flushed data need not reach the host's disk, which may be slow.
     let mut machine = Machine { scratch: true, volatile_disks: true, ..options.machine.clone() };
     output::complain("campaign: finding out what the work executes");
+    machine.contents.kind = Some(options.kind);
     let drivers = drivers::loaded(system, &machine)?;
     let changed = changed(system, &machine, options, &drivers)?;
+    if options.ring == 0 && changed.iter().any(|driver| driver.domain == DomainKind::Segmented) {
+        bail!("ring 0 is for 64-bit code: a segmented module is changed in ring 1");
+    }
     let files = changed.iter().any(|driver| driver.kind == Kind::Fs).then(Files::new).transpose()?;
     if let Some(files) = &files {
         machine = files.machine(machine)?;
     }
-    let segmented: Vec<&Driver> = changed.iter().filter(|driver| driver.domain == DomainKind::Segmented).collect();
-    if segmented.len() > 1 {
-        bail!("their addresses are the same: a campaign changes one segmented module");
-    }
-    if options.ring == 0 && !segmented.is_empty() {
-        bail!("ring 0 is for 64-bit code: a segmented module is changed in ring 1");
-    }
-    let is_other = |driver: &&Driver| {
-        drivers.iter().any(|loaded| loaded.module == driver.module && loaded.domain != driver.domain)
-    };
-    let first: String = changed.iter().filter(is_other).map(reload).collect();
-    let pools = pools(system, &machine, port, &first, &changed)?;
+    let pools = pools(system, &machine, port, &changed)?;
+    let others = changed.iter().filter(|driver| driver.domain != options.kind);
+    let reloads: Vec<String> = others.map(|one| format!("; reload {} --kind {}", one.module, one.domain)).collect();
     let setting = Setting {
         system,
         machine: &machine,
@@ -192,7 +189,7 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
         port,
         ring: options.ring,
         drivers: &drivers,
-        first: &first,
+        reloads: &reloads.concat(),
     };
     let mutants = pool::mutants(&pools, options.seed, options.only.map_or(options.mutants, |only| only + 1))?;
     let mutants = mutants.get(options.only.unwrap_or(0)..).unwrap_or_default();
@@ -262,18 +259,16 @@ fn work(kind: Kind, module: &str, port: u16, number: usize) -> Result<[String; 3
     })
 }
 
-/// Returns a command that puts the build for this kind of domain in the place of the build that is
-/// loaded at boot.
-fn reload(driver: &Driver) -> String {
-    format!("reload {} --kind {}; ", driver.module, driver.domain)
-}
-
 /// Returns the drivers whose modules are changed.
 fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Driver]) -> Result<Vec<Driver>> {
     let has_work = |driver: &&Driver| !matches!(driver.kind, Kind::Fs | Kind::Other);
+    let find = |name: &String| {
+        let of_kind = format!("{name}{}", options.kind.suffix());
+        drivers::find(system, machine, &of_kind).or_else(|_| drivers::find(system, machine, name))
+    };
     let changed: Vec<Driver> = match options.modules.is_empty() {
         true => drivers.iter().filter(has_work).cloned().collect(),
-        false => options.modules.iter().map(|name| drivers::find(system, machine, name)).collect::<Result<_>>()?,
+        false => options.modules.iter().map(find).collect::<Result<_>>()?,
     };
     // The work mounts the filesystems by itself.
     let is_there =
@@ -287,17 +282,15 @@ fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Dri
     Ok(changed)
 }
 
-/// Returns a pool for each module, made of the instructions that the work executes. `first` has
-/// commands for the shell.
-fn pools(system: &System, machine: &Machine, port: u16, first: &str, changed: &[Driver]) -> Result<Vec<Pool>> {
-    let mut commands = format!("{first}limits command-ms {COMMAND_MS}");
+/// Returns a pool for each module, made of the instructions that the work executes.
+fn pools(system: &System, machine: &Machine, port: u16, changed: &[Driver]) -> Result<Vec<Pool>> {
+    let mut first = format!("limits command-ms {COMMAND_MS}");
     if changed.iter().any(|driver| driver.kind == Kind::Fs) {
-        commands += &format!("; {}", files::MOUNT);
+        first += &format!("; {}", files::MOUNT);
     }
-    for driver in changed {
-        commands += &format!("; repeat 2 {}", work(driver.kind, &driver.module, port, 0)?.join(", "));
-    }
-    let executed = coverage::executed(system, machine, &commands)?;
+    let works = changed.iter().map(|driver| work(driver.kind, &driver.module, port, 0));
+    let works = works.map(|work| Ok(format!("repeat 2 {}", work?.join(", ")))).collect::<Result<Vec<_>>>()?;
+    let executed = coverage::of_drivers(system, machine, &first, &works.join("; "), changed)?;
     let pool = |driver: &Driver| {
         let executed: Vec<u64> = executed.get(&driver.name).into_iter().flatten().copied().collect();
         Pool::new(driver, std::fs::read(&driver.file)?, &executed)

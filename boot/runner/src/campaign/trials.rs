@@ -48,8 +48,8 @@ pub struct Setting<'a> {
     pub ring: u8,
     /// The drivers that the machine loads.
     pub drivers: &'a [Driver],
-    /// Commands that come before everything else.
-    pub first: &'a str,
+    /// Commands that reload the changed drivers that are not of the usual kind, each behind a `;`.
+    pub reloads: &'a str,
 }
 
 /// Returns the command that tries a change.
@@ -62,15 +62,18 @@ fn command(setting: &Setting, mutant: &Mutant) -> Result<String> {
 impl Boot {
     /// Boots a machine to try `mutants`.
     pub fn start(setting: &Setting, mutants: &[Mutant]) -> Result<Boot> {
-        let mut script = format!("{}limits command-ms {COMMAND_MS}; limits transmit-ms 250", setting.first);
+        let mut script = format!("limits command-ms {COMMAND_MS}; limits transmit-ms 250");
         let has_network = setting.drivers.iter().any(|driver| driver.kind == Kind::Nic);
         script += if has_network { "; ip" } else { "" };
-        for driver in setting.drivers {
-            script += &format!("; policy {} stop", driver.name);
-        }
+        let mut stopped: Vec<&str> = setting.drivers.iter().map(|driver| &*driver.module).collect();
         if let Some(files) = setting.files {
             files.renew()?;
-            script += &format!("; {}; policy fat stop; policy ext stop", files::MOUNT);
+            script += &format!("; {}", files::MOUNT);
+            stopped.extend(["fat", "ext"]);
+        }
+        script += setting.reloads;
+        for driver in stopped {
+            script += &format!("; policy {driver} stop");
         }
         script += "; integrity";
         for mutant in mutants {

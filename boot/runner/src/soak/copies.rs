@@ -3,7 +3,7 @@
 use super::attacked::{Attacked, Ends, Work};
 use super::stream::{Stopped, Stream};
 use super::victim::{self, Victim};
-use super::{Options, PATIENCE, prefer};
+use super::{Options, PATIENCE};
 use crate::bench::has_address;
 use crate::build::System;
 use crate::machine::{Disk, Machine, Protocol, Running, free_port};
@@ -89,10 +89,10 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
     }
     output::complain("soak: finding out what the work executes");
     let quiet = Machine { forwards: Vec::new(), ..machine.clone() };
-    let work = "ip; ping 10.0.2.2; blkcheck disk0 0 256 1";
-    let victims = victim::of(system, &quiet, work, options.kind)?;
+    let victims = victim::of(system, &quiet, "ip", "ping 10.0.2.2; blkcheck disk0 0 256 1", options.kind)?;
 
-    prefer(options.kind, &mut machine, directory.path())?;
+    // A reload would put the drivers on probation, and the first fault would take it back.
+    machine.contents.kind = Some(options.kind);
     let mut running = machine.start(system)?;
     running.wait_for_event("an address", has_address)?;
     let mut attacked = Attacked::new(running)?;

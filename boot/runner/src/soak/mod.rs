@@ -18,10 +18,7 @@ mod stream;
 mod victim;
 
 use crate::machine::Machine;
-use anyhow::Result;
 use ringfence_abi::manifest::DomainKind;
-use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 /// The settings of a soak.
@@ -36,15 +33,6 @@ pub struct Options {
     pub kind: DomainKind,
     /// Whether to print the summary as a JSON object.
     pub json: bool,
-}
-
-/// Has the machine load modules for this kind of domain where they are built for it. A reload would
-/// put them on probation, and the first fault would take it back.
-fn prefer(kind: DomainKind, machine: &mut Machine, folder: &Path) -> Result<()> {
-    let policy = folder.join("policy.toml");
-    fs::write(&policy, format!("kind = \"{kind}\"\ndevelopment = true\n"))?;
-    machine.contents.etc_files.push(("policy.toml".into(), policy));
-    Ok(())
 }
 
 /// Longest time without the end of a piece of work, or without data on the stream.

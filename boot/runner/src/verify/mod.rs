@@ -15,7 +15,7 @@ use crate::keys;
 use crate::machine::{Machine, qemu};
 use crate::output;
 use anyhow::{Context, Result, anyhow, bail};
-use ringfence_abi::manifest::Kind;
+use ringfence_abi::manifest::{DomainKind, Kind};
 use ringfence_core::evidence::report::{Campaign, Conformance, Made, Module, Report, ReportDemand};
 use ringfence_core::evidence::signed::{Purpose, identity, sign};
 use ringfence_core::evidence::{grouped, hex};
@@ -146,6 +146,7 @@ fn changes(system: &System, options: &Options, driver: &Driver) -> Result<Campai
         seed,
         only: None,
         ring: 1,
+        kind: DomainKind::Paged,
         out: None,
         json: false,
     };

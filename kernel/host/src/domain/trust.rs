@@ -3,16 +3,17 @@
 //! `policy`.
 
 use super::cause::Cause;
-use super::{Domain, Ring, offer, registry};
+use super::{Domain, Handle, Ring, offer, registry};
 use crate::evidence;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
-use ringfence_abi::manifest::RING1_ONLY;
+use ringfence_abi::manifest::{DomainKind, RING1_ONLY};
 use ringfence_core::evidence::policy::{Admitted, Force};
+use ringfence_core::module::file_name;
 use spin::Mutex;
 
-/// The faults of a module file.
+/// The faults of a module.
 #[derive(Debug, Clone, Copy, Default)]
 struct Faults {
     count: u32,
@@ -20,11 +21,16 @@ struct Faults {
     ring: u8,
 }
 
-/// The faults of each module file, since boot or since a person forgave it.
+/// The faults of each module, in domains of either kind, since boot or since a person forgave it.
 static FAULTED: Mutex<BTreeMap<String, Faults>> = Mutex::new(BTreeMap::new());
 
-/// Module files that a person has banned from ring 0.
+/// Modules that a person has banned from ring 0.
 static NEVER: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Returns the name of the module of `domain`, which its builds for both kinds have in common.
+fn module_of(domain: &Domain) -> String {
+    file_name(&domain.file.name, DomainKind::Paged)
+}
 
 /// Counts a fault of the module of `domain`, for which it is ended. Being killed by a person does
 /// not count.
@@ -34,7 +40,7 @@ pub fn record_fault(domain: &Domain, cause: Cause, kind: &'static str) {
     }
     let ring = domain.ring() as u8;
     let mut faulted = FAULTED.lock();
-    let faults = faulted.entry(domain.file.name.clone()).or_default();
+    let faults = faulted.entry(module_of(domain)).or_default();
     *faults = Faults { count: faults.count.saturating_add(1), ring };
     if !domain.witnessed.is_changed {
         evidence::note_fault(&domain.file, kind, ring);
@@ -43,67 +49,76 @@ pub fn record_fault(domain: &Domain, cause: Cause, kind: &'static str) {
 
 /// Returns how often the module of `domain` faulted since a person forgave it.
 pub fn fault_count(domain: &Domain) -> u32 {
-    FAULTED.lock().get(&domain.file.name).map_or(0, |faults| faults.count)
+    FAULTED.lock().get(&module_of(domain)).map_or(0, |faults| faults.count)
 }
 
 /// Forgets the faults of the module of `domain`. Its record keeps them.
 pub fn forgive(domain: &Domain) {
-    FAULTED.lock().remove(&domain.file.name);
+    FAULTED.lock().remove(&module_of(domain));
     evidence::forgive(&domain.file);
 }
 
-/// Bans the module file `name` from ring 0 until the machine ends. Its domains in ring 0 are moved
+/// Bans the module of `domain` from ring 0 until the machine ends. Its domains in ring 0 are moved
 /// to ring 1.
-pub fn never_trust(name: &str) {
-    NEVER.lock().insert(name.into());
+pub fn never_trust(module: &Handle) {
+    let banned = module_of(&module.lock());
     for handle in registry::all() {
         let mut domain = handle.lock();
-        if domain.file.name == name {
+        if module_of(&domain) == banned {
             domain.set_ring(Ring::Sandboxed);
         }
     }
+    NEVER.lock().insert(banned);
 }
 
-/// Returns whether a person has banned the module file `name` from ring 0.
-pub fn is_banned(name: &str) -> bool {
-    NEVER.lock().contains(name)
+/// Returns whether a person has banned the module of `domain` from ring 0.
+pub fn is_banned(domain: &Domain) -> bool {
+    NEVER.lock().contains(&module_of(domain))
+}
+
+/// Returns the reason why no build of the module of `domain` may run in ring 0, if there is one.
+/// With `force`, faults are none.
+pub fn barred_module(domain: &Domain, force: bool) -> Option<String> {
+    if domain.manifest.flags & RING1_ONLY != 0 || is_banned(domain) {
+        return Some("it is for ring 1 only".into());
+    }
+    let Faults { count, ring } = FAULTED.lock().get(&module_of(domain)).copied().filter(|_| !force)?;
+    let times = if count == 1 { "once,".into() } else { format!("{count} times, last") };
+    domain
+        .witnessed
+        .forced_after
+        .is_none_or(|by_then| by_then < count)
+        .then(|| format!("it faulted {times} in ring {ring}; 'policy {} restart' or 'stop' forgives that", domain.name))
 }
 
 /// Returns the reason why `domain` may not run in ring 0 regardless of its evidence, if there is
 /// one.
-fn barred(domain: &Domain) -> Option<String> {
-    if domain.manifest.flags & RING1_ONLY != 0 || is_banned(&domain.file.name) {
-        return Some("it is for ring 1 only".into());
-    }
-    if domain.is_segmented() {
-        return Some(
-            "it is segmented, and ring 0 is for 64-bit code: 'reload' puts its paged build in its place".into(),
-        );
-    }
-    domain.is_debugged().then(|| "a debugger has breakpoints in it, or has stopped it".into())
+fn barred(domain: &Domain, force: bool) -> Option<String> {
+    barred_module(domain, true)
+        .or_else(|| domain.is_segmented().then(|| "it is segmented, and ring 0 is for 64-bit code".into()))
+        .or_else(|| domain.is_debugged().then(|| "a debugger has breakpoints in it, or has stopped it".into()))
+        .or_else(|| barred_module(domain, force))
 }
 
 /// Returns the reason why `domain` must leave ring 0, if there is one.
 pub fn lost(domain: &Domain) -> Option<String> {
-    barred(domain).or_else(|| {
-        let Faults { count, ring } = FAULTED.lock().get(&domain.file.name).copied()?;
-        let times = if count == 1 { "once,".into() } else { format!("{count} times, last") };
-        domain.witnessed.forced_after.is_none_or(|by_then| by_then < count).then(|| {
-            format!("it faulted {times} in ring {ring}; 'policy {} restart' or 'stop' forgives that", domain.name)
-        })
-    })
+    barred(domain, false)
+}
+
+/// Returns what the word of a person is worth in this kernel.
+pub fn force(is_given: bool) -> Force {
+    match (is_given, cfg!(feature = "force")) {
+        (false, _) => Force::NotGiven,
+        (true, true) => Force::Given,
+        (true, false) => Force::NotTaken,
+    }
 }
 
 /// Decides whether `domain` may run in ring 0. The error is the reason why not.
 pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
-    let force = match (force, cfg!(feature = "force")) {
-        (false, _) => Force::NotGiven,
-        (true, true) => Force::Given,
-        (true, false) => Force::NotTaken,
-    };
+    let force = self::force(force);
     domain.witness();
-    let why = if force == Force::Given { barred(domain) } else { lost(domain) };
-    if let Some(why) = why {
+    if let Some(why) = barred(domain, force == Force::Given) {
         return Err(why);
     }
     if domain.witnessed.is_changed && force != Force::Given && !evidence::is_for_development() {

@@ -8,9 +8,10 @@ use crate::domain::fault;
 use crate::domain::hardware::{State, Which};
 use crate::domain::saved::SavedState;
 use crate::domain::trace::{self, What};
-use crate::domain::{Handle, Ring, end, registry, sleep, trust};
+use crate::domain::{Domain, Handle, Ring, end, registry, sleep, trust};
 use crate::file::File;
 use crate::{evidence, poll, pushed, ramdisk};
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -82,6 +83,12 @@ pub fn choose(name: &str, wanted: Option<DomainKind>) -> Result<File, LoadError>
         DomainKind::Paged => paged,
         DomainKind::Segmented => segmented,
     })
+}
+
+/// Returns the paged build of a segmented driver's module. The error names the driver.
+pub fn paged_build(domain: &Domain) -> Result<File, String> {
+    let paged = choose(&domain.file.name, Some(DomainKind::Paged));
+    paged.map_err(|error| format!("{} is segmented, and has no paged build: {error}", domain.name))
 }
 
 /// Returns all module files, by name.

@@ -108,11 +108,8 @@ fn in_ring_1(
     let mut failures = 0;
     let commands = ["nic", "icmp", "scsi"].map(|family| format!("bench {family} --ring 1 --kind {kind}{option}"));
     let mut rows = in_guest(system, machine, &commands.join("; "), pin, &mut failures)?;
-    // Filesystems are paged.
-    if kind == DomainKind::Paged {
-        let command = format!("{}; bench fs --ring 1{option}", files::mount(with_files));
-        rows.extend(in_guest(system, with_files, &command, pin, &mut failures)?);
-    }
+    let command = format!("{}; bench fs --ring 1 --kind {kind}{option}", files::mount(with_files));
+    rows.extend(in_guest(system, with_files, &command, pin, &mut failures)?);
     if failures > 0 {
         bail!("{failures} of Ringfence's rows failed");
     }

@@ -80,7 +80,7 @@ pub enum Verb {
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
         ring: u8,
         /// Kind of domain of the drivers that have a build for it; others stay paged. A name like
-        /// e1000.32 in --modules chooses it for one module.
+        /// e1000.32 in --modules stands for --kind segmented.
         #[arg(long, value_name = "KIND", default_value = "paged", value_parser = parse_kind)]
         kind: DomainKind,
         /// Folder for the results, and for a page with a chart of both rings' results.

@@ -534,8 +534,8 @@ fn with_sib(instruction: &Instruction, bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Returns the offset of the ModRM byte of an instruction whose memory operand has a base register,
-/// and the length of its displacement, 0 if it has none. `sib` says that there is a SIB byte even if
-/// the operand needs none.
+/// and the length of its displacement, 0 if it has none. `sib` says that there is a SIB byte even
+/// if the operand needs none.
 fn modrm_of(instruction: &Instruction, bytes: &[u8], sib: bool) -> Option<(usize, usize)> {
     let mut decoder = decoder(instruction, bytes);
     let decoded = decoder.decode();

@@ -233,13 +233,18 @@ impl<F: Filesystem> Driver for FsDriver<F> {
         Reply::ACKNOWLEDGED
     }
 
+    /// Keeps nothing, but leaves the disk as after an exit: the next build finds the filesystem as
+    /// it is when nobody writes to it.
+    fn save(&mut self) -> Vec<u8> {
+        self.write_out();
+        Vec::new()
+    }
+
     fn exit(&mut self) {
         for (_, node) in core::mem::take(&mut self.open) {
             self.filesystem.close(node);
         }
-        if let Err(error) = self.filesystem.sync() {
-            log::error!("the last writes are not on the disk: {}", error.words());
-        }
+        self.write_out();
     }
 }
 
@@ -248,6 +253,12 @@ fn described(stat: Stat) -> FsOutcome {
 }
 
 impl<F: Filesystem> FsDriver<F> {
+    fn write_out(&mut self) {
+        if let Err(error) = self.filesystem.sync() {
+            log::error!("the last writes are not on the disk: {}", error.words());
+        }
+    }
+
     fn carry_out(&mut self, ticket: &class::Ticket<Fs>, request: &FsRequest) -> Outcome<FsOutcome> {
         let operation = Operation::of(request.operation).ok_or(FsError::Unsupported)?;
         let Self { filesystem, channel, open, buffer } = self;

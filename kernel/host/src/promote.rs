@@ -1,9 +1,7 @@
 //! Moves drivers between rings while they run, by the word of a person or by themselves once their
 //! files have earned it.
 
-use crate::domain::offer::operations_noun;
-use crate::domain::{Domain, Handle, Ring, registry, sleep, trust};
-use crate::{evidence, module};
+use crate::domain::{Handle, Ring, registry, sleep, trust};
 use alloc::format;
 use alloc::string::String;
 use core::future::pending;
@@ -37,19 +35,6 @@ pub fn is_automatic() -> bool {
 
 fn tell(name: &str, ring: Ring) {
     link::tell(&Event::RingChanged { name: name.into(), ring: ring as u8 });
-}
-
-/// Decides whether a driver may run in ring 0. If it is segmented, that is decided about its paged
-/// build, which would take its place. The error is the reason why not.
-pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
-    if !domain.is_segmented() {
-        return trust::decide(domain, force);
-    }
-    if let Some(why) = trust::barred_module(domain, force) {
-        return Err(why);
-    }
-    let paged = module::paged_build(domain)?;
-    evidence::decide(&paged, &operations_noun(&domain.manifest), trust::force(force))
 }
 
 /// Moves a driver into ring 0, between two upcalls. Returns why it was admitted, or why not.

@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use host::domain::{fault, offer, registry, trust};
-use host::{evidence, promote, ramdisk};
+use host::{evidence, module, promote, ramdisk};
 use hw::arch::time;
 use hw::memory::{self, frames};
 use ringfence_core::lines;
@@ -184,7 +184,7 @@ pub fn json(since_ms: u64) -> Option<String> {
     };
     let domain = |handle: &host::domain::Handle| {
         let mut domain = handle.lock();
-        let decision = promote::decide(&mut domain, false);
+        let decision = module::decide(&mut domain, false);
         let record = evidence::record_of(&domain.file);
         let rates = rates.iter().find(|rates| rates.name == domain.name);
         let rate = |of: fn(&event::Activity) -> f64| rates.map_or(0.0, of);

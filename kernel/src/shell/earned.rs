@@ -71,8 +71,8 @@ pub async fn into_ring_0(name: &str, force: bool) -> Outcome {
         domain.is_segmented() && domain.is_alive()
     };
     if is_segmented {
-        let may = moving::decide(&mut handle.lock(), false);
-        let may = if may.is_err() && force { moving::decide(&mut handle.lock(), true) } else { may };
+        let may = module::decide(&mut handle.lock(), false);
+        let may = if may.is_err() && force { module::decide(&mut handle.lock(), true) } else { may };
         may.map_err(|why| format!("{name} stays in ring 1: {why}"))?;
         as_paged(&handle).await?.iter().for_each(|done| println!("{done}"));
         handle = module::find(name).map_err(said)?;

@@ -18,11 +18,11 @@ use host::module;
 use hw::memory::buffer;
 use hw::println;
 use ringfence_abi::fs::FsError;
-use ringfence_abi::manifest::Kind;
+use ringfence_abi::manifest::{DomainKind, Kind};
 use ringfence_core::arguments::Arguments;
 use ringfence_core::date::Date;
 use ringfence_core::directory::{Entry, FileKind, Stat};
-use ringfence_core::module::Module;
+use ringfence_core::module::{Module, file_name};
 use ringfence_core::path::{Path, is_name, shown};
 use ringfence_core::signature;
 use sha2::{Digest, Sha256};
@@ -47,7 +47,10 @@ fn formats() -> Vec<String> {
     let files = module::files().into_iter();
     let formats =
         files.filter(|file| Module::parse(&file.bytes).is_ok_and(|module| module.manifest.kind() == Ok(Kind::Fs)));
-    formats.map(|file| file.name).collect()
+    let mut names: Vec<String> = formats.map(|file| file_name(&file.name, DomainKind::Paged)).collect();
+    // A module has a file for each kind of domain.
+    names.dedup();
+    names
 }
 
 pub async fn mount(mut arguments: Arguments<'_>) -> Outcome {
@@ -92,7 +95,7 @@ pub async fn mount(mut arguments: Arguments<'_>) -> Outcome {
             signature::format(&first).ok_or_else(unknown)?
         }
     };
-    let file = module::file(format).map_err(said)?;
+    let file = module::choose(format, None).map_err(said)?;
     let disk_parameter = format!("disk={}", disk.name());
     let parameters = if reads_only { vec![disk_parameter, "ro=true".into()] } else { vec![disk_parameter] };
     let handle = module::load(&file, Ring::Sandboxed, &parameters).await.map_err(said)?;

@@ -333,8 +333,8 @@ async fn reload_one(handle: &Handle, file: File) -> Result<String, String> {
     Ok(format!("{name}: {file} {version} serves in ring {}, after {away_us} us", domain.ring()))
 }
 
-/// Puts the paged build in the place of a segmented driver, for what knows 64-bit code only. Returns
-/// a description of the result, for a person; `None` if the driver is paged.
+/// Puts the paged build in the place of a segmented driver, for what knows 64-bit code only.
+/// Returns a description of the result, for a person; `None` if the driver is paged.
 pub async fn as_paged(handle: &Handle) -> Result<Option<String>, String> {
     let (name, paged) = {
         let domain = handle.lock();

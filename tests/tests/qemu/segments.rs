@@ -352,8 +352,8 @@ fn ring_0_gets_the_paged_build() {
 }
 
 /// A tool that knows 64-bit code only reloads a driver as paged, and says so: a watch of registers
-/// or of memory, and gdb, for its driver or for all. A build that is pushed takes the place of either
-/// kind.
+/// or of memory, and gdb, for its driver or for all. A build that is pushed takes the place of
+/// either kind.
 #[test]
 fn what_knows_paged_drivers_only_makes_them_paged() {
     if !are_built() {
@@ -533,8 +533,9 @@ fn modules_in_folders_of_ones_own_are_built_for_both_kinds() {
     assert_eq!(error, format!("there is no folder {}", folder.path().join("other.32").display()));
 }
 
-/// A filesystem's driver, which waits for its disk in upcalls, is moved into segments: it reads
-/// what the host's tools have written, and they read what it writes.
+/// A filesystem's driver, which waits for its disk in upcalls, is moved into segments and back: it
+/// reads what the host's tools have written, and they read what it writes. Each build leaves the
+/// filesystem clean to the next one.
 #[test]
 #[ignore = "long: `make test-all` runs it"]
 fn a_filesystem_is_moved_into_segments() {
@@ -546,8 +547,9 @@ fn a_filesystem_is_moved_into_segments() {
     let image = filesystem::fat(directory.path(), 8 << 10, 16);
     let content: Vec<u8> = (0..200_123u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     image.put("big", &content).unwrap();
-    let script = "mount disk0 /mnt; reload fat --kind segmented; lsmod; sha256sum /mnt/big; mkdir /mnt/d; \
-                  cp /mnt/big /mnt/d/copy; mv /mnt/d/copy /mnt/copy; sha256sum /mnt/copy; umount /mnt";
+    let script = "mount disk0 /mnt; mkdir /mnt/d; reload fat --kind segmented; lsmod; sha256sum /mnt/big; \
+                  cp /mnt/big /mnt/d/copy; mv /mnt/d/copy /mnt/copy; reload fat --kind paged; sha256sum /mnt/copy; \
+                  umount /mnt";
     let mut machine = machine(script);
     machine.disks = vec![std::path::PathBuf::from(image.path().unwrap()).into()];
     let text = boot_well(&machine);
@@ -558,8 +560,7 @@ fn a_filesystem_is_moved_into_segments() {
     assert!(image.get("copy").unwrap() == content && image.get("big").unwrap() == content);
 }
 
-/// A stream and copies go on while segmented drivers are ended, and while a segmented disk driver
-/// is ended under filesystems, which are paged.
+/// A stream, and copies of blocks and of files, go on while segmented drivers are ended.
 #[test]
 #[ignore = "long: `make test-all` runs it"]
 fn nothing_is_lost_while_segmented_drivers_are_ended() {

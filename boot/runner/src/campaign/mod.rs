@@ -31,6 +31,7 @@ use anyhow::{Result, bail};
 use files::Files;
 use pool::Pool;
 use ringfence_abi::manifest::{DomainKind, Kind};
+use ringfence_core::module::{file_name, kind_of_name};
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -169,9 +170,11 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
     // Flushed data need not reach the host's disk, which may be slow.
     let mut machine = Machine { scratch: true, volatile_disks: true, ..options.machine.clone() };
     output::complain("campaign: finding out what the work executes");
-    machine.contents.kind = Some(options.kind);
+    let is_segmented = |name: &String| kind_of_name(name) == DomainKind::Segmented;
+    let kind = if options.modules.iter().any(is_segmented) { DomainKind::Segmented } else { options.kind };
+    machine.contents.kind = Some(kind);
     let drivers = drivers::loaded(system, &machine)?;
-    let changed = changed(system, &machine, options, &drivers)?;
+    let changed = changed(system, &machine, &options.modules, kind, &drivers)?;
     if options.ring == 0 && changed.iter().any(|driver| driver.domain == DomainKind::Segmented) {
         bail!("ring 0 is for 64-bit code: a segmented module is changed in ring 1");
     }
@@ -180,17 +183,8 @@ fn try_all(system: &System, options: &Options, note: &mut dyn FnMut(&Outcome) ->
         machine = files.machine(machine)?;
     }
     let pools = pools(system, &machine, port, &changed)?;
-    let others = changed.iter().filter(|driver| driver.domain != options.kind);
-    let reloads: Vec<String> = others.map(|one| format!("; reload {} --kind {}", one.module, one.domain)).collect();
-    let setting = Setting {
-        system,
-        machine: &machine,
-        files: files.as_ref(),
-        port,
-        ring: options.ring,
-        drivers: &drivers,
-        reloads: &reloads.concat(),
-    };
+    let setting =
+        Setting { system, machine: &machine, files: files.as_ref(), port, ring: options.ring, drivers: &drivers };
     let mutants = pool::mutants(&pools, options.seed, options.only.map_or(options.mutants, |only| only + 1))?;
     let mutants = mutants.get(options.only.unwrap_or(0)..).unwrap_or_default();
     let (mut done, mut dead) = (0, 0);
@@ -259,16 +253,23 @@ fn work(kind: Kind, module: &str, port: u16, number: usize) -> Result<[String; 3
     })
 }
 
-/// Returns the drivers whose modules are changed.
-fn changed(system: &System, machine: &Machine, options: &Options, drivers: &[Driver]) -> Result<Vec<Driver>> {
+/// Returns the drivers whose modules are changed: those with these names, or else all that have
+/// work. All are for this kind of domain that are built for it.
+fn changed(
+    system: &System,
+    machine: &Machine,
+    names: &[String],
+    kind: DomainKind,
+    drivers: &[Driver],
+) -> Result<Vec<Driver>> {
     let has_work = |driver: &&Driver| !matches!(driver.kind, Kind::Fs | Kind::Other);
     let find = |name: &String| {
-        let of_kind = format!("{name}{}", options.kind.suffix());
-        drivers::find(system, machine, &of_kind).or_else(|_| drivers::find(system, machine, name))
+        let of_kind = drivers::find(system, machine, &file_name(name, kind));
+        of_kind.or_else(|_| drivers::find(system, machine, name))
     };
-    let changed: Vec<Driver> = match options.modules.is_empty() {
+    let changed: Vec<Driver> = match names.is_empty() {
         true => drivers.iter().filter(has_work).cloned().collect(),
-        false => options.modules.iter().map(find).collect::<Result<_>>()?,
+        false => names.iter().map(find).collect::<Result<_>>()?,
     };
     // The work mounts the filesystems by itself.
     let is_there =
@@ -290,7 +291,7 @@ fn pools(system: &System, machine: &Machine, port: u16, changed: &[Driver]) -> R
     }
     let works = changed.iter().map(|driver| work(driver.kind, &driver.module, port, 0));
     let works = works.map(|work| Ok(format!("repeat 2 {}", work?.join(", ")))).collect::<Result<Vec<_>>>()?;
-    let executed = coverage::of_drivers(system, machine, &first, &works.join("; "), changed)?;
+    let executed = coverage::executed(system, machine, &format!("{first}; {}", works.join("; ")))?;
     let pool = |driver: &Driver| {
         let executed: Vec<u64> = executed.get(&driver.name).into_iter().flatten().copied().collect();
         Pool::new(driver, std::fs::read(&driver.file)?, &executed)

@@ -48,8 +48,6 @@ pub struct Setting<'a> {
     pub ring: u8,
     /// The drivers that the machine loads.
     pub drivers: &'a [Driver],
-    /// Commands that reload the changed drivers that are not of the usual kind, each behind a `;`.
-    pub reloads: &'a str,
 }
 
 /// Returns the command that tries a change.
@@ -71,7 +69,6 @@ impl Boot {
             script += &format!("; {}", files::MOUNT);
             stopped.extend(["fat", "ext"]);
         }
-        script += setting.reloads;
         for driver in stopped {
             script += &format!("; policy {driver} stop");
         }
@@ -157,7 +154,7 @@ impl Boot {
                 outcome.why += &format!(" [checksum {:016x}, {} frames free, not {free}]", trial.checksum, trial.free);
             }
             if let Some(files) = setting.files.filter(|_| mutant.offers == Kind::Fs && outcome.restored) {
-                outcome.note_damage(files.damage(&mutant.module, mutant.number)?);
+                outcome.note_damage(files.damage(&mutant.driver, mutant.number)?);
             }
             self.seen.clear();
             return Ok(outcome);

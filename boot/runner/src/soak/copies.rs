@@ -88,11 +88,11 @@ pub fn run(system: &System, options: &Options) -> Result<Summary> {
         }
     }
     output::complain("soak: finding out what the work executes");
-    let quiet = Machine { forwards: Vec::new(), ..machine.clone() };
-    let victims = victim::of(system, &quiet, "ip", "ping 10.0.2.2; blkcheck disk0 0 256 1", options.kind)?;
-
     // A reload would put the drivers on probation, and the first fault would take it back.
     machine.contents.kind = Some(options.kind);
+    let quiet = Machine { forwards: Vec::new(), ..machine.clone() };
+    let victims = victim::of(system, &quiet, "ip; ping 10.0.2.2; blkcheck disk0 0 256 1")?;
+
     let mut running = machine.start(system)?;
     running.wait_for_event("an address", has_address)?;
     let mut attacked = Attacked::new(running)?;

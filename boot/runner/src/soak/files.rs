@@ -372,12 +372,12 @@ pub fn run(system: &System, options: &Options, power_cuts: u64) -> Result<Summar
     }
     output::complain("soak: finding out what the work executes");
     let all: Vec<String> = Step::ALL.iter().map(|step| step.command(0)).collect();
-    let work = format!("{}; rm -r /fat/d0; sync", all.join("; "));
-    let victims = victim::of(system, &machine, "mount disk0 /fat; mount disk1 /ext -o ro", &work, options.kind)?;
-    images.fat.mend()?;
-
+    let work = format!("mount disk0 /fat; mount disk1 /ext -o ro; {}; rm -r /fat/d0; sync", all.join("; "));
     // A reload would put the drivers on probation, and the first fault would take it back.
     machine.contents.kind = Some(options.kind);
+    let victims = victim::of(system, &machine, &work)?;
+    images.fat.mend()?;
+
     let mut attacked = Attacked::new(machine.start(system)?)?;
     let mut files = Files::new(&images.content);
     let mut summary = Summary::default();

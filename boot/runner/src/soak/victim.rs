@@ -82,36 +82,29 @@ impl Victim {
     }
 }
 
-/// Returns the drivers that execute `work`, except drivers that offer nothing; the commands `first`
-/// come before. If `kind` is segmented, the drivers that have a build for such domains are taken
-/// with that build.
-pub fn of(system: &System, machine: &Machine, first: &str, work: &str, kind: DomainKind) -> Result<Vec<Victim>> {
-    let paged = coverage::executed(system, machine, &format!("{first}; {work}"))?;
-    let drivers = paged.keys().map(|name| drivers::find(system, machine, name)).collect::<Result<Vec<_>>>()?;
-    let paged_only = |driver: &Driver| kind == DomainKind::Segmented && driver.domain == DomainKind::Paged;
-    let drivers: Vec<Driver> = drivers
-        .into_iter()
-        .filter(|driver| driver.kind != Kind::Other)
-        .map(|driver| drivers::find(system, machine, &format!("{}{}", driver.module, kind.suffix())).unwrap_or(driver))
-        .collect();
-    let left: Vec<&str> = drivers.iter().filter(|driver| paged_only(driver)).map(|driver| &*driver.name).collect();
-    if !left.is_empty() {
-        let names = left.join(", ");
-        if left.len() == drivers.len() {
+/// Returns the drivers that execute `work` on a machine whose drivers are of its usual kind, except
+/// drivers that offer nothing. It is an error if that kind is segmented, and no driver is.
+pub fn of(system: &System, machine: &Machine, work: &str) -> Result<Vec<Victim>> {
+    let (mut victims, mut paged) = (Vec::new(), Vec::new());
+    for (name, executed) in coverage::executed(system, machine, work)? {
+        let driver = drivers::find(system, machine, &name)?;
+        if driver.kind == Kind::Other {
+            continue;
+        }
+        victims.push(Victim::new(&driver, &executed.into_iter().collect::<Vec<_>>())?);
+        if driver.domain == DomainKind::Paged {
+            paged.push(name);
+        }
+    }
+    if victims.is_empty() || victims.iter().any(|victim| victim.sites.is_empty()) {
+        bail!("QEMU does not say what code of the drivers it translated: is it built without a disassembler?");
+    }
+    if machine.contents.kind == Some(DomainKind::Segmented) && !paged.is_empty() {
+        let names = paged.join(", ");
+        if paged.len() == victims.len() {
             bail!("no driver of the work has a build for segmented domains: {names}");
         }
         output::complain(&format!("soak: without a build for segmented domains, so paged: {names}"));
-    }
-    let mut executed = paged;
-    let segmented = drivers.iter().filter(|driver| driver.domain == DomainKind::Segmented);
-    executed.extend(coverage::of_drivers(system, machine, first, work, segmented)?);
-    let victim = |driver: &Driver| {
-        let executed: Vec<u64> = executed.get(&driver.name).into_iter().flatten().copied().collect();
-        Victim::new(driver, &executed)
-    };
-    let victims = drivers.iter().map(victim).collect::<Result<Vec<_>>>()?;
-    if victims.is_empty() || victims.iter().any(|victim| victim.sites.is_empty()) {
-        bail!("QEMU does not say what code of the drivers it translated: is it built without a disassembler?");
     }
     Ok(victims)
 }

@@ -6,6 +6,7 @@ use crate::domain::debug;
 use crate::domain::device::Device;
 use crate::domain::fault;
 use crate::domain::hardware::{State, Which};
+use crate::domain::offer::operations_noun;
 use crate::domain::saved::SavedState;
 use crate::domain::trace::{self, What};
 use crate::domain::{Domain, Handle, Ring, end, registry, sleep, trust};
@@ -25,6 +26,7 @@ use ringfence_abi::layout::IMAGE;
 use ringfence_abi::manifest::{BY_HAND, DomainKind, Manifest, NEEDS_FENCE, SEGMENTED_SUFFIX};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
+use ringfence_core::evidence::policy::Admitted;
 use ringfence_core::limits::SLEEP_MS;
 use ringfence_core::module::{Module, file_name};
 use ringfence_link::event::Event;
@@ -89,6 +91,18 @@ pub fn choose(name: &str, wanted: Option<DomainKind>) -> Result<File, LoadError>
 pub fn paged_build(domain: &Domain) -> Result<File, String> {
     let paged = choose(&domain.file.name, Some(DomainKind::Paged));
     paged.map_err(|error| format!("{} is segmented, and has no paged build: {error}", domain.name))
+}
+
+/// Decides whether a driver may run in ring 0. If it is segmented, that is decided about its paged
+/// build, which would take its place. The error is the reason why not.
+pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
+    if !domain.is_segmented() {
+        return trust::decide(domain, force);
+    }
+    if let Some(why) = trust::barred_module(domain, force) {
+        return Err(why);
+    }
+    evidence::decide(&paged_build(domain)?, &operations_noun(&domain.manifest), trust::force(force))
 }
 
 /// Returns all module files, by name.

@@ -18,6 +18,7 @@ unsafe extern "C" {
     static __kernel_end: u8;
     static __text_start: u8;
     static __text_end: u8;
+    static __data_start: u8;
 }
 
 /// Stores the kernel's ELF file for later lookups.
@@ -53,12 +54,10 @@ pub fn is_kernel_text(address: u64) -> bool {
 
 /// Returns the parts of the kernel's image: start, end, and name.
 pub fn image_parts() -> [(u64, u64, &'static str); 3] {
-    let [start, text, text_end, end] =
-        [&raw const __kernel_start, &raw const __text_start, &raw const __text_end, &raw const __kernel_end];
     [
-        (start as u64, text as u64, "kernel read-only data"),
-        (text as u64, text_end as u64, "kernel text"),
-        (text_end as u64, end as u64, "kernel data"),
+        (&raw const __kernel_start as u64, &raw const __text_start as u64, "kernel read-only data"),
+        (&raw const __text_start as u64, &raw const __text_end as u64, "kernel text"),
+        (&raw const __data_start as u64, &raw const __kernel_end as u64, "kernel data"),
     ]
 }
 

@@ -257,6 +257,9 @@ pub fn one(source: &str) -> Result<Module> {
     let sources: Vec<_> = sources.iter().collect();
     let is_segmented = own != source || SEGMENTED_ONLY.contains(&source);
     let kind = if is_segmented { DomainKind::Segmented } else { DomainKind::Paged };
+    if is_segmented && PAGED_ONLY.contains(&own) {
+        bail!("{own} is for paged domains only: its attacks are 64-bit code");
+    }
     let built = some_modules(kind, &toolchain_for(kind)?, &sources, false)?;
     built.into_iter().next().with_context(|| format!("there is no module '{source}' in drivers/"))
 }

@@ -93,6 +93,8 @@ struct Text {
     address: u64,
     /// The functions, as ranges of offsets in the section.
     functions: Vec<Range<usize>>,
+    /// The rarely executed parts of functions, which gcc puts elsewhere (`NAME.cold`).
+    cold: Vec<Range<usize>>,
     /// The rest of the room, as offsets in the section.
     room: Range<usize>,
     /// The addresses in the section that something leads to: jumps, tables of jumps, symbols,
@@ -123,6 +125,9 @@ impl Text {
         };
         let functions = file.symbols().filter(|symbol| is_function(symbol) && !of_room(symbol)).map(|f| place(&f));
         let functions: Vec<Range<usize>> = functions.collect();
+        let is_cold =
+            |symbol: &object::Symbol| is_function(symbol) && symbol.name().is_ok_and(|name| name.contains(".cold"));
+        let cold = file.symbols().filter(is_cold).map(|part| place(&part)).collect();
         let of_constants =
             |section: &object::Section| matches!(section.kind(), ReadOnlyData | ReadOnlyDataWithRel | ReadOnlyString);
         let constants = file.sections().filter(of_constants);
@@ -130,6 +135,7 @@ impl Text {
             constants.filter_map(|one| Some((one.address(), one.data().ok()?))).collect();
         let mut text = Text {
             functions,
+            cold,
             bits: if file.is_64() { 64 } else { 32 },
             room: place(&room),
             targets: file.symbols().map(|symbol| symbol.address()).collect(),
@@ -145,29 +151,28 @@ impl Text {
 
     /// Finds the targets of branches, and the addresses that instructions load. The addresses of
     /// indirect jumps are in tables of distances from the table, whose address the function loads,
-    /// or, in code of 32 bits, in tables of addresses. A table ends where another loaded address
-    /// is, at the latest.
+    /// or, in code of 32 bits, in tables of addresses.
     fn find_targets(&mut self, constants: &[(u64, &[u8])]) {
-        let own = self.address..self.address + self.bytes.len() as u64;
-        let decoded: Vec<_> =
-            self.functions.iter().filter_map(|function| Some((function.clone(), self.decode(function)?))).collect();
-        let all = decoded.iter().flat_map(|(_, instructions)| instructions);
-        self.targets.extend(all.clone().filter(|one| is_branch(one)).map(Instruction::near_branch_target));
-        let all_loaded: BTreeSet<u64> = all.filter_map(|one| self.loaded(one)).collect();
-        self.targets.extend(&all_loaded);
-        for (function, instructions) in decoded {
+        for function in self.functions.clone() {
+            let Some(instructions) = self.decode(&function) else { continue };
+            self.targets.extend(instructions.iter().filter(|one| is_branch(one)).map(Instruction::near_branch_target));
             let mut has_table = false;
-            for loaded in instructions.iter().filter_map(|one| self.loaded(one)).collect::<Vec<_>>() {
+            for loaded in instructions.iter().flat_map(|one| self.loaded(one)).collect::<Vec<_>>() {
+                self.targets.insert(loaded);
                 let table =
                     constants.iter().find_map(|(start, bytes)| bytes.get(loaded.checked_sub(*start)? as usize..));
-                let next = all_loaded.range(loaded + 1..).next().map_or(usize::MAX, |next| (next - loaded) as usize);
-                let table = table.map_or(&[][..], |table| &table[..table.len().min(next)]);
-                let places = table.as_chunks::<4>().0.iter().map(|entry| match self.bits {
-                    64 => loaded.wrapping_add_signed(i32::from_le_bytes(*entry).into()),
-                    _ => u32::from_le_bytes(*entry).into(),
-                });
-                let places: Vec<u64> = places.filter(|place| own.contains(place)).collect();
-                has_table |= places.iter().any(|place| function.contains(&((place - self.address) as usize)));
+                let entries = table.unwrap_or(&[]).as_chunks::<4>().0.iter();
+                let places: Vec<u64> = match self.bits {
+                    // A table's end is not known: it is where an entry leads to nothing of the function's.
+                    64 => entries
+                        .map(|entry| loaded.wrapping_add_signed(i32::from_le_bytes(*entry).into()))
+                        .take_while(|place| self.is_of_function(*place, &function))
+                        .collect(),
+                    // The address may be some entries before the table.
+                    _ => entries.map(|entry| u32::from_le_bytes(*entry).into()).collect(),
+                };
+                let leads_here = |place: &u64| self.offset_of(*place).is_some_and(|place| function.contains(&place));
+                has_table |= places.iter().any(leads_here);
                 self.targets.extend(places);
             }
             if instructions.iter().any(|one| one.flow_control() == FlowControl::IndirectBranch) && !has_table {
@@ -176,12 +181,32 @@ impl Text {
         }
     }
 
-    /// Returns the address that an instruction names: of a constant, a table, or something else.
-    fn loaded(&self, instruction: &Instruction) -> Option<u64> {
-        match self.bits {
-            64 => instruction.is_ip_rel_memory_operand().then(|| instruction.ip_rel_memory_address()),
-            _ => (instruction.memory_displ_size() == 4).then(|| instruction.memory_displacement32().into()),
+    /// Returns the offset of an address in the section.
+    fn offset_of(&self, address: u64) -> Option<usize> {
+        address.checked_sub(self.address).map(|offset| offset as usize).filter(|offset| *offset < self.bytes.len())
+    }
+
+    /// Returns whether an entry of a function's table may lead to `address`: to the function, to its
+    /// end, where it cannot arrive, or to a part of it that gcc has put elsewhere.
+    fn is_of_function(&self, address: u64, function: &Range<usize>) -> bool {
+        self.offset_of(address).is_some_and(|offset| {
+            (function.start..=function.end).contains(&offset) || self.cold.iter().any(|part| part.contains(&offset))
+        })
+    }
+
+    /// Returns the addresses that an instruction may name: of a constant, a table, or something else.
+    /// In code of 32 bits a constant may be one.
+    fn loaded(&self, instruction: &Instruction) -> Vec<u64> {
+        if self.bits == 64 {
+            return instruction
+                .is_ip_rel_memory_operand()
+                .then(|| instruction.ip_rel_memory_address())
+                .into_iter()
+                .collect();
         }
+        let constants = (0..instruction.op_count()).filter(|op| instruction.op_kind(*op) == OpKind::Immediate32);
+        let displacement = (instruction.memory_displ_size() == 4).then(|| instruction.memory_displacement32());
+        constants.map(|_| instruction.immediate32()).chain(displacement).map(u64::from).collect()
     }
 
     /// Returns the offset of the first hole at `from` or behind.
@@ -778,8 +803,8 @@ mod tests {
         let bytes = [function, &[FILLER; 256]].concat();
         let room = function.len()..bytes.len();
         let functions = std::iter::once(0..function.len()).collect();
-        let (targets, unknown, left) = Default::default();
-        let mut text = Text { bytes, bits, offset: 0, address: 0x1000, functions, room, targets, unknown, left };
+        let (targets, unknown, left, cold) = Default::default();
+        let mut text = Text { bytes, bits, offset: 0, address: 0x1000, functions, cold, room, targets, unknown, left };
         text.find_targets(constants);
         text
     }
@@ -813,9 +838,9 @@ mod tests {
     #[test]
     fn what_a_jump_leads_to_stays_in_its_place() {
         // lea rsi,[rip+...] loads the address of a table, whose second entry leads to the
-        // instruction behind the hole. The first one leads to another function.
+        // instruction behind the hole. The first one leads to the function's start.
         let function = [&[0x48, 0x8d, 0x35, 0xf9, 0x0f, 0, 0][..], &SHORT, &[0xff, 0xe0]].concat();
-        let table = |place: i32| [0x7777, 0x1000 + place - 0x2000].map(i32::to_le_bytes).concat();
+        let table = |place: i32| [0x1000 - 0x2000, 0x1000 + place - 0x2000].map(i32::to_le_bytes).concat();
         let with = |place: i32| code(&function, &[(0x2000, &table(place))]);
         let mut free = with(0);
         assert!(free.unknown.is_empty() && free.mend(8));
@@ -831,16 +856,20 @@ mod tests {
     }
 
     #[test]
-    fn a_table_ends_where_another_begins() {
-        // lea rsi,[rip+...] of a table with one entry, and lea rdi,[rip+...] of what is behind it.
-        let function =
-            [&[0x48, 0x8d, 0x35, 0xf9, 0x0f, 0, 0, 0x48, 0x8d, 0x3d, 0xf6, 0x0f, 0, 0][..], &SHORT, &[0xff, 0xe0]];
-        let function = function.concat();
-        let with = |entries: [i32; 2]| code(&function, &[(0x2000, &entries.map(i32::to_le_bytes).concat())]);
-        let (first, behind) = (0x1000 - 0x2000, 0x100e + 2 - 0x2000);
-        let mut one = with([first, behind]);
-        assert!(one.unknown.is_empty() && !one.targets.contains(&0x1010) && one.mend(15));
-        assert!(with([behind, first]).targets.contains(&0x1010));
+    fn a_table_ends_where_an_entry_leads_elsewhere() {
+        // lea rsi,[rip+...] loads the address of a table. Its third entry leads to no place of the
+        // function, so what is behind it is no part of it.
+        let function = [&[0x48, 0x8d, 0x35, 0xf9, 0x0f, 0, 0][..], &SHORT, &[0xff, 0xe0]].concat();
+        let table = |places: [i32; 4]| places.map(|place| (place - 0x2000).to_le_bytes()).concat();
+        let with = |places| code(&function, &[(0x2000, &table(places))]);
+        let ended = with([0x1000, 0x100d, 0x100e, 0x1009]);
+        assert!(ended.unknown.is_empty() && !ended.targets.contains(&0x1009));
+        // The end of the function belongs to it.
+        assert!(with([0x1000, 0x100d, 0x1000, 0x1009]).targets.contains(&0x1009));
+        // An address inside a table, as that of a constant less some bytes, does not end it.
+        let function = [&function[..7], &[0x48, 0x8d, 0x3d, 0xf6, 0x0f, 0, 0], &SHORT, &[0xff, 0xe0]].concat();
+        let text = code(&function, &[(0x2000, &table([0x1000, 0x1000, 0x1010, 0x1000]))]);
+        assert!(text.targets.contains(&0x2004) && text.targets.contains(&0x1010));
     }
 
     #[test]
@@ -856,6 +885,10 @@ mod tests {
         assert_eq!((text.left.len(), &text.left[0], text.bytes[7]), (1, &(7..14), JMP));
         // The jump with the hole is where an entry leads to; the instruction behind it as well.
         assert!(!with([0x100c, 0x100e]).mend(13));
+        // mov eax,2000h is a load of the table's address as well.
+        let loaded = [&[0xb8, 0, 0x20, 0, 0][..], &[0xff, 0xe0, 0xbb, 2, 0, 0, 0, 0xeb, 0x8e, 0xbb, 1, 0, 0, 0, 0xc3]];
+        let text = code_of(32, &loaded.concat(), &[(0x2000, &[0x100c, 0x100e].map(u32::to_le_bytes).concat())]);
+        assert!(text.unknown.is_empty() && text.targets.contains(&0x100e));
         // A table of other functions is not the one that the jump goes by.
         let unknown = with([0x7777, 0x9999]);
         assert_eq!((unknown.unknown.len(), &unknown.unknown[0]), (1, &(0..function.len())));

@@ -51,7 +51,12 @@ pub fn pack(system: &System, contents: &Contents) -> Result<Vec<u8>> {
         Ok(archive.append_data(&mut header, name, bytes)?)
     };
     add("kernel", &read(&system.packed_kernel)?)?;
-    for (name, path) in modules(system, &contents.modules)? {
+    let modules = modules(system, &contents.modules)?;
+    let wants_32 = contents.kind == Some(DomainKind::Segmented);
+    if wants_32 && !modules.keys().any(|name| name.ends_with(SEGMENTED_SUFFIX)) {
+        bail!("no module is built for segmented domains: 'make setup' says why");
+    }
+    for (name, path) in modules {
         add(&format!("{name}.rfm"), &read(&path)?)?;
     }
     let mut options = String::new();

@@ -215,17 +215,22 @@ pub struct FsDriver<F: Filesystem> {
     open: Vec<(u64, F::Node)>,
     /// Room for the data of one request, [`FS_MAX_DATA`] bytes.
     buffer: Vec<u8>,
+    /// Whether everything is written out for the next build.
+    is_saved: bool,
 }
 
 impl<F: Filesystem> Driver for FsDriver<F> {
     fn init() -> Result<Self> {
         let mut filesystem = F::mount()?;
         let channel = Requests::offer(&filesystem.info())?;
-        Ok(FsDriver { filesystem, channel, open: Vec::new(), buffer: vec![0; FS_MAX_DATA] })
+        Ok(FsDriver { filesystem, channel, open: Vec::new(), buffer: vec![0; FS_MAX_DATA], is_saved: false })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
-        while let Some((ticket, request)) = self.channel.take() {
+        // The next build gets the requests that come after `save`.
+        while !self.is_saved
+            && let Some((ticket, request)) = self.channel.take()
+        {
             let outcome = self.carry_out(&ticket, &request);
             let outcome = outcome.unwrap_or_else(|error| FsOutcome { status: error as u32, ..FsOutcome::default() });
             self.channel.complete(ticket, &outcome);
@@ -236,6 +241,7 @@ impl<F: Filesystem> Driver for FsDriver<F> {
     /// Keeps nothing, but leaves the disk as after an exit: the next build finds the filesystem as
     /// it is when nobody writes to it.
     fn save(&mut self) -> Vec<u8> {
+        self.is_saved = true;
         self.write_out();
         Vec::new()
     }
@@ -261,7 +267,7 @@ impl<F: Filesystem> FsDriver<F> {
 
     fn carry_out(&mut self, ticket: &class::Ticket<Fs>, request: &FsRequest) -> Outcome<FsOutcome> {
         let operation = Operation::of(request.operation).ok_or(FsError::Unsupported)?;
-        let Self { filesystem, channel, open, buffer } = self;
+        let Self { filesystem, channel, open, buffer, .. } = self;
         let find = |open: &Vec<(u64, F::Node)>| open.iter().position(|(number, _)| *number == request.node);
         let at = || find(open).ok_or(FsError::Stale);
         let len_bytes = (request.data_len as usize).min(buffer.len());

@@ -55,8 +55,9 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
             let of = mount()?;
             disk::all().into_iter().find(|disk| disk.name() == of.volume.disk()).map(|disk| disk.handle())
         };
+        let Some(one) = filesystem() else { continue };
         // Both are of the same kind while they are measured.
-        for kind in kinds::of_both(&plan, filesystem(), disk())? {
+        for kind in kinds::of_both(&plan, &one, &disk().ok_or("the disk is gone")?)? {
             let plan = Plan { kind: Some(kind), ..plan };
             kinds::each(plan, filesystem, async |plan, filesystem| {
                 kinds::each(plan, disk, async |plan, disk| {

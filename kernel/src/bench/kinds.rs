@@ -94,17 +94,18 @@ fn kinds(plan: &Plan, file: &File, own: DomainKind, ring: Ring) -> Result<Vec<Do
     if possible.is_empty() { is_possible(own).map(|()| possible) } else { Ok(possible) }
 }
 
-/// Returns the kinds that both of two drivers can be measured in; none if one is not there.
-pub fn of_both(plan: &Plan, one: Option<Handle>, other: Option<Handle>) -> Result<Vec<DomainKind>, String> {
-    let (Some(one), Some(other)) = (one, other) else { return Ok(Vec::new()) };
+/// Returns the kinds that both of two drivers can be measured in.
+pub fn of_both(plan: &Plan, one: &Handle, other: &Handle) -> Result<Vec<DomainKind>, String> {
     let of = |handle: &Handle| {
         let domain = handle.lock();
         let (file, own, ring) = (domain.file.clone(), domain.space.kind(), domain.ring());
         drop(domain);
         kinds(plan, &file, own, ring)
     };
-    let others = of(&other)?;
-    Ok(of(&one)?.into_iter().filter(|kind| others.contains(kind)).collect())
+    let others = of(other)?;
+    let both: Vec<DomainKind> = of(one)?.into_iter().filter(|kind| others.contains(kind)).collect();
+    let names = || [one, other].map(|handle| handle.lock().name.clone()).join(" and ");
+    if both.is_empty() { Err(format!("{} cannot be of the same kind", names())) } else { Ok(both) }
 }
 
 /// Puts a build for one of the kinds in a driver's place.

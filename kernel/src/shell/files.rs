@@ -49,6 +49,7 @@ fn formats() -> Vec<String> {
         files.filter(|file| Module::parse(&file.bytes).is_ok_and(|module| module.manifest.kind() == Ok(Kind::Fs)));
     let mut names: Vec<String> = formats.map(|file| file_name(&file.name, DomainKind::Paged)).collect();
     // A module has a file for each kind of domain.
+    names.sort_unstable();
     names.dedup();
     names
 }

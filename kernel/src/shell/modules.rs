@@ -459,7 +459,7 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
             domain.life.set_policy(policy);
             if ask_person("forgiving").is_ok() {
                 domain.life.forgive();
-                trust::forgive(&domain);
+                module::forgive(&domain);
             }
         }
         None => trust::never_trust(&handle),
@@ -473,9 +473,9 @@ pub async fn policy(mut arguments: Arguments<'_>) -> Outcome {
 fn show_policy(handle: &Handle) -> Outcome {
     let mut domain = handle.lock();
     let then = if domain.life.policy() == Policy::Restart { "is restarted" } else { "stays so" };
-    let ring0 = match trust::distrust(&mut domain) {
-        None => "may run in ring 0".to_string(),
-        Some(why) => format!("stays in ring 1: {why}"),
+    let ring0 = match module::decide(&mut domain, false) {
+        Ok(_) => "may run in ring 0".to_string(),
+        Err(why) => format!("stays in ring 1: {why}"),
     };
     println!("{}: when it is ended it {then}; it {ring0}", domain.name);
     Ok(())

@@ -11,10 +11,10 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use embassy_time::Timer;
-use host::domain::Domain;
 use host::domain::calls::service_name;
 use host::domain::report::before;
 use host::domain::trace::{self, Event, Kept, Timed, Trace, What, Wish};
+use host::domain::{Domain, Handle};
 use host::module;
 use hw::arch::time;
 use hw::{link, memory, println};
@@ -62,7 +62,7 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
         }
         _ => {}
     }
-    let handle = module::find(name).map_err(said)?;
+    let mut handle = module::find(name).map_err(said)?;
     let (mut watched, mut register, mut counts) = (None, None, false);
     while let Some(rest) = command.strip_prefix('-') {
         let (option, rest) = rest.split_once(' ').unwrap_or((rest, ""));
@@ -71,18 +71,20 @@ pub async fn trace(mut arguments: Arguments<'_>) -> Outcome {
             "c" => counts = true,
             "-watch" => {
                 let (word, rest) = command.split_once(' ').unwrap_or((command, ""));
+                command = rest.trim_start();
                 watched = Some(parse_watched(word, &handle.lock())?);
                 register = Some(word).filter(|word| is_register(word));
-                command = rest.trim_start();
+                let is_segmented = handle.lock().is_segmented();
+                if is_segmented && !command.is_empty() {
+                    let paged = watched_as_paged(&handle, word).await?;
+                    (handle, watched) = (paged.0, Some(paged.1));
+                }
             }
             _ => return unknown,
         }
     }
     if command.is_empty() {
         return usage;
-    }
-    if watched.is_some() {
-        as_paged(&handle).await?.iter().for_each(|done| println!("{done}"));
     }
     drop(handle);
     let wish = Wish { watched, times: counts, ..Wish::default() };
@@ -235,6 +237,21 @@ fn parse_watched(word: &str, domain: &Domain) -> Result<Extent, String> {
         Some(watched) if slot.encloses(watched) => Ok(watched),
         Some(_) => Err(format!("{word} is not in the driver's slot")),
     }
+}
+
+/// Reloads a segmented driver as paged, where the register that `word` names may be elsewhere.
+/// Returns the driver and the register's place.
+async fn watched_as_paged(handle: &Handle, word: &str) -> Result<(Handle, Extent), String> {
+    let name = handle.lock().name.clone();
+    if !is_register(word) {
+        return Err(format!(
+            "{name} is segmented, and its paged build has other addresses: 'reload {name} --kind paged'"
+        ));
+    }
+    as_paged(handle).await?.iter().for_each(|done| println!("{done}"));
+    let handle = module::find(&name).map_err(said)?;
+    let place = parse_watched(word, &handle.lock())?;
+    Ok((handle, place))
 }
 
 /// Returns whether `word` is the name of a register, and not an address.

@@ -64,6 +64,24 @@ fn a_large_fat_agrees_with_the_hosts_tools() {
     agrees_with_the_hosts_tools(40 << 10, 32);
 }
 
+/// Reloads are no ends: a copy goes on over them, and the filesystem is clean afterwards.
+#[test]
+fn reloads_in_the_middle_of_a_copy_leave_a_clean_filesystem() {
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 8 << 10, 16);
+    let content = noise(1_000_000, 3);
+    image.put("big", &content).unwrap();
+    let mut script = String::from("limits reload-s 0; mount disk0 /mnt; cp /mnt/big /mnt/copy &; ");
+    for round in 0..10 {
+        script += &format!("sleep {}; reload fat; ", round * 5 % 11);
+    }
+    script += "wait; umount /mnt";
+    let text = boot_well(&with_image(&script, image.path().unwrap()));
+    assert_eq!(text.restarts("fat"), 0, "{text}");
+    assert_clean(&image);
+    assert!(image.get("copy").unwrap() == content);
+}
+
 /// Ends both drivers again and again while files are copied: a copy is whole, and its filesystem is
 /// as after a power cut at worst.
 #[test]

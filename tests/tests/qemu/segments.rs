@@ -167,6 +167,18 @@ fn both_kinds_are_measured_in_one_run() {
     let text = boot_well(&other);
     assert_eq!(text.rows().len(), 2, "{text}");
     assert_says(&text, "there is no module 'rtl8139.32' in the ramdisk");
+    // A filesystem and its disk are measured in both kinds, and are of their own afterwards.
+    let directory = tempfile::tempdir().unwrap();
+    let image = filesystem::fat(directory.path(), 8 << 10, 16);
+    let mut files =
+        ringfence_tests::machine("mount disk0 /fat; bench fs/fat/names; lsmod; umount /fat; fails bench fs");
+    files.disks = vec![std::path::PathBuf::from(image.path().unwrap()).into()];
+    let text = boot_well(&files);
+    let rows: Vec<_> = text.rows().into_iter().map(|row| (&*row.name, row.ring, row.kind.as_deref())).collect();
+    let expected = [(Some(0), None), (Some(1), Some("paged")), (Some(1), Some("segmented"))];
+    assert_eq!(rows, expected.map(|(ring, kind)| ("fs/fat/names", ring, kind)), "{text}");
+    assert_eq!((&*text.drivers("fat")[0].kind, &*text.drivers("virtio-scsi")[0].kind), ("paged", "paged"));
+    filesystem::assert_clean(&image);
     // A segmented driver is not in ring 0, and its paged build is.
     let mut other = ringfence_tests::machine(
         "insmod e1000.32; bench nic/tx --batch 8 --ring 0; lsmod; fails bench recovery --kind paged; \
@@ -328,7 +340,7 @@ fn ring_0_gets_the_paged_build() {
                     lsmod; insmod null; policy null ring0-never; fails ring null 0; lsmod; reload null --kind paged; \
                     fails ring null 0; rmmod e1000; insmod rogue-nic; policy rogue-nic restart; \
                     fails tell rogue-nic over-dma; fails ring rogue-nic 0; lsmod; policy rogue-nic restart; \
-                    ring rogue-nic 0";
+                    ring rogue-nic 0; fails tell rogue-nic over-dma; sleep 100; lsmod; policy rogue-nic restart; ring rogue-nic 0";
     let mut machine = machine(commands);
     machine.contents.kind = Some(DomainKind::Segmented);
     let text = boot_well(&machine);
@@ -338,9 +350,11 @@ fn ring_0_gets_the_paged_build() {
     let says = "e1000: is paged now; 'reload e1000 --kind segmented' takes it back";
     assert_eq!(text.matches(says).count(), 2, "{text}");
     assert_eq!(text.matches("null stays in ring 1: it is for ring 1 only").count(), 2, "{text}");
-    assert_eq!(kinds(&text, "null"), ["segmented", "paged"]);
+    assert_eq!(kinds(&text, "null"), ["segmented", "paged", "paged"]);
     assert_says(&text, "rogue-nic stays in ring 1: it faulted once, in ring 1");
-    assert_eq!(kinds(&text, "rogue-nic"), ["segmented"]);
+    // The paged build faulted in ring 0, and the one before it is back.
+    assert_eq!(kinds(&text, "rogue-nic"), ["segmented", "segmented"]);
+    assert_eq!(text.matches("rogue-nic: now in ring 0").count(), 2, "{text}");
     let folder = tempfile::tempdir().unwrap();
     let policy = folder.path().join("policy.toml");
     std::fs::write(&policy, "kind = \"segmented\"\nadmit = [[\"signature\"]]\n").unwrap();
@@ -384,6 +398,9 @@ fn what_knows_paged_drivers_only_makes_them_paged() {
     assert_eq!(kind(&mut running, "e1000"), "paged");
     run_well(&mut running, "reload e1000 --kind segmented");
     assert_eq!(kind(&mut running, "e1000"), "segmented");
+    let said = running.command("trace e1000 --watch 0x8000400000 help").unwrap();
+    let refused = "e1000 is segmented, and its paged build has other addresses: 'reload e1000 --kind paged'";
+    assert_eq!(said.as_deref(), Some(refused));
     running.type_line("trace e1000 --watch TDT ping 10.0.2.2 -c 1").unwrap();
     running.wait_for(says).unwrap();
     running.wait_for("    * TDT").unwrap();

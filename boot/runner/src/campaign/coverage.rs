@@ -41,7 +41,8 @@ pub fn executed(system: &System, machine: &Machine, commands: &str) -> Result<Ex
     let log = std::fs::read_to_string(&log).context("QEMU left no list of what it translated")?;
     let mut found = Executed::new();
     for (address, bytes) in log.lines().filter_map(instruction) {
-        let offset = (address % (slot_base(1) - slot_base(0))).wrapping_sub(IMAGE);
+        // Before the image are the stubs.
+        let Some(offset) = (address % (slot_base(1) - slot_base(0))).checked_sub(IMAGE) else { continue };
         let is_of = |image: &[u8]| image.get(offset as usize..).is_some_and(|image| image.starts_with(&bytes));
         let names: Vec<&String> = match slot_of(address) {
             // A segmented driver may have been there before, or be there now.

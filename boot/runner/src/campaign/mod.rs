@@ -271,6 +271,9 @@ fn changed(
         true => drivers.iter().filter(has_work).cloned().collect(),
         false => names.iter().map(find).collect::<Result<_>>()?,
     };
+    if let Some(twice) = (1..changed.len()).find(|at| changed[..*at].iter().any(|one| one.name == changed[*at].name)) {
+        bail!("{} is named twice", changed[twice].name);
+    }
     // The work mounts the filesystems by itself.
     let is_there =
         |wanted: &Driver| wanted.kind == Kind::Fs || drivers.iter().any(|driver| driver.module == wanted.module);

@@ -5,10 +5,11 @@
 use super::cause::Cause;
 use super::{Domain, Handle, Ring, offer, registry};
 use crate::evidence;
+use crate::file::File;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
-use ringfence_abi::manifest::{DomainKind, RING1_ONLY};
+use ringfence_abi::manifest::{DomainKind, Manifest, RING1_ONLY};
 use ringfence_core::evidence::policy::{Admitted, Force};
 use ringfence_core::module::file_name;
 use spin::Mutex;
@@ -52,23 +53,25 @@ pub fn fault_count(domain: &Domain) -> u32 {
     FAULTED.lock().get(&module_of(domain)).map_or(0, |faults| faults.count)
 }
 
-/// Forgets the faults of the module of `domain`. Its record keeps them.
-pub fn forgive(domain: &Domain) {
+/// Forgets the faults of the module of `domain`, whose other build is `other`, if it has one. Their
+/// records keep them.
+pub fn forgive(domain: &Domain, other: Option<&File>) {
     FAULTED.lock().remove(&module_of(domain));
     evidence::forgive(&domain.file);
+    other.into_iter().for_each(evidence::forgive);
 }
 
 /// Bans the module of `domain` from ring 0 until the machine ends. Its domains in ring 0 are moved
 /// to ring 1.
 pub fn never_trust(module: &Handle) {
     let banned = module_of(&module.lock());
+    NEVER.lock().insert(banned.clone());
     for handle in registry::all() {
         let mut domain = handle.lock();
         if module_of(&domain) == banned {
             domain.set_ring(Ring::Sandboxed);
         }
     }
-    NEVER.lock().insert(banned);
 }
 
 /// Returns whether a person has banned the module of `domain` from ring 0.
@@ -76,13 +79,15 @@ pub fn is_banned(domain: &Domain) -> bool {
     NEVER.lock().contains(&module_of(domain))
 }
 
-/// Returns the reason why no build of the module of `domain` may run in ring 0, if there is one.
-/// With `force`, faults are none.
-pub fn barred_module(domain: &Domain, force: bool) -> Option<String> {
-    if domain.manifest.flags & RING1_ONLY != 0 || is_banned(domain) {
-        return Some("it is for ring 1 only".into());
-    }
-    let Faults { count, ring } = FAULTED.lock().get(&module_of(domain)).copied().filter(|_| !force)?;
+/// Returns the reason why a build of the module of `domain`, with this manifest, is for ring 1 only,
+/// if there is one.
+pub fn banned(domain: &Domain, manifest: &Manifest) -> Option<String> {
+    (manifest.flags & RING1_ONLY != 0 || is_banned(domain)).then(|| "it is for ring 1 only".into())
+}
+
+/// Returns the reason why the faults of the module of `domain` keep it in ring 1, if they do.
+pub fn unforgiven(domain: &Domain) -> Option<String> {
+    let Faults { count, ring } = FAULTED.lock().get(&module_of(domain)).copied()?;
     let times = if count == 1 { "once,".into() } else { format!("{count} times, last") };
     domain
         .witnessed
@@ -93,16 +98,15 @@ pub fn barred_module(domain: &Domain, force: bool) -> Option<String> {
 
 /// Returns the reason why `domain` may not run in ring 0 regardless of its evidence, if there is
 /// one.
-fn barred(domain: &Domain, force: bool) -> Option<String> {
-    barred_module(domain, true)
+fn barred(domain: &Domain) -> Option<String> {
+    banned(domain, &domain.manifest)
         .or_else(|| domain.is_segmented().then(|| "it is segmented, and ring 0 is for 64-bit code".into()))
         .or_else(|| domain.is_debugged().then(|| "a debugger has breakpoints in it, or has stopped it".into()))
-        .or_else(|| barred_module(domain, force))
 }
 
 /// Returns the reason why `domain` must leave ring 0, if there is one.
 pub fn lost(domain: &Domain) -> Option<String> {
-    barred(domain, false)
+    barred(domain).or_else(|| unforgiven(domain))
 }
 
 /// Returns what the word of a person is worth in this kernel.
@@ -118,7 +122,7 @@ pub fn force(is_given: bool) -> Force {
 pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
     let force = self::force(force);
     domain.witness();
-    if let Some(why) = barred(domain, force == Force::Given) {
+    if let Some(why) = if force == Force::Given { barred(domain) } else { lost(domain) } {
         return Err(why);
     }
     if domain.witnessed.is_changed && force != Force::Given && !evidence::is_for_development() {

@@ -26,7 +26,7 @@ use ringfence_abi::layout::IMAGE;
 use ringfence_abi::manifest::{BY_HAND, DomainKind, Manifest, NEEDS_FENCE, SEGMENTED_SUFFIX};
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::{EXIT, INIT};
-use ringfence_core::evidence::policy::Admitted;
+use ringfence_core::evidence::policy::{Admitted, Force};
 use ringfence_core::limits::SLEEP_MS;
 use ringfence_core::module::{Module, file_name};
 use ringfence_link::event::Event;
@@ -99,10 +99,22 @@ pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
     if !domain.is_segmented() {
         return trust::decide(domain, force);
     }
-    if let Some(why) = trust::barred_module(domain, force) {
+    let force = trust::force(force);
+    domain.witness();
+    let paged = paged_build(domain)?;
+    let module = Module::parse(&paged.bytes).map_err(|error| format!("its paged build is refused: {error}"))?;
+    let unforgiven = || if force == Force::Given { None } else { trust::unforgiven(domain) };
+    if let Some(why) = trust::banned(domain, &module.manifest).or_else(unforgiven) {
         return Err(why);
     }
-    evidence::decide(&paged_build(domain)?, &operations_noun(&domain.manifest), trust::force(force))
+    evidence::decide(&paged, &operations_noun(&domain.manifest), force)
+}
+
+/// Forgets the faults of a driver's module, of both builds.
+pub fn forgive(domain: &Domain) {
+    let other = DomainKind::ALL.into_iter().find(|kind| *kind != domain.space.kind());
+    let other = other.and_then(|kind| file(&file_name(&domain.file.name, kind)).ok());
+    trust::forgive(domain, other.as_ref());
 }
 
 /// Returns all module files, by name.

@@ -294,9 +294,7 @@ into_segment:
 .p2align 4
 .global gate32_return
 gate32_return:
-    push 2
-    popfq
-    mov qword ptr [rip + {cpu} + {cpu_in_segment}], 0
+    mov qword ptr [rip + {cpu} + {cpu_in_segment}], 0 /* a trap from here on is the kernel's, with any flags */
     shl rdx, 32
     mov eax, eax
     or rax, rdx

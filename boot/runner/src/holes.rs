@@ -163,7 +163,7 @@ impl Text {
                     constants.iter().find_map(|(start, bytes)| bytes.get(loaded.checked_sub(*start)? as usize..));
                 let entries = table.unwrap_or(&[]).as_chunks::<4>().0.iter();
                 let places: Vec<u64> = match self.bits {
-                    // A table's end is not known: it is where an entry leads to nothing of the function's.
+                    // A table ends at the latest where an entry leads to nothing of the function.
                     64 => entries
                         .map(|entry| loaded.wrapping_add_signed(i32::from_le_bytes(*entry).into()))
                         .take_while(|place| self.is_of_function(*place, &function))
@@ -186,16 +186,16 @@ impl Text {
         address.checked_sub(self.address).map(|offset| offset as usize).filter(|offset| *offset < self.bytes.len())
     }
 
-    /// Returns whether an entry of a function's table may lead to `address`: to the function, to its
-    /// end, where it cannot arrive, or to a part of it that gcc has put elsewhere.
+    /// Returns whether an entry of a function's table may lead to `address`: to the function, to
+    /// its end, where it cannot arrive, or to a part of it that gcc has put elsewhere.
     fn is_of_function(&self, address: u64, function: &Range<usize>) -> bool {
         self.offset_of(address).is_some_and(|offset| {
             (function.start..=function.end).contains(&offset) || self.cold.iter().any(|part| part.contains(&offset))
         })
     }
 
-    /// Returns the addresses that an instruction may name: of a constant, a table, or something else.
-    /// In code of 32 bits a constant may be one.
+    /// Returns the addresses that an instruction may name: of a constant, a table, or something
+    /// else. In code of 32 bits a constant may be one.
     fn loaded(&self, instruction: &Instruction) -> Vec<u64> {
         if self.bits == 64 {
             return instruction

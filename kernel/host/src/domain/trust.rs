@@ -79,8 +79,8 @@ pub fn is_banned(domain: &Domain) -> bool {
     NEVER.lock().contains(&module_of(domain))
 }
 
-/// Returns the reason why a build of the module of `domain`, with this manifest, is for ring 1 only,
-/// if there is one.
+/// Returns the reason why a build of the module of `domain`, with this manifest, is for ring 1
+/// only, if there is one.
 pub fn banned(domain: &Domain, manifest: &Manifest) -> Option<String> {
     (manifest.flags & RING1_ONLY != 0 || is_banned(domain)).then(|| "it is for ring 1 only".into())
 }

@@ -204,6 +204,17 @@ impl<P: Protocol> Requests<P> {
         unsafe { Bytes::new(start, len_bytes as usize) }
     }
 
+    /// Returns the data of a request as it lies in memory.
+    ///
+    /// # Safety
+    /// No device may reach the data: the kernel leaves it alone until the request is completed, and
+    /// nobody else has it.
+    pub(crate) unsafe fn data_mut(&mut self, ticket: &Ticket<P>) -> &mut [u8] {
+        // SAFETY: this driver alone has the data, and it has no other reference to it, as the slice
+        // borrows all requests.
+        unsafe { self.data(ticket).as_mut_slice() }
+    }
+
     /// Copies data of a request that goes to the device into `to`, from the byte at `offset` on.
     /// Panics if the range is not inside the request's data.
     #[track_caller]

@@ -218,6 +218,14 @@ impl Bytes {
         Bytes { start, len_bytes }
     }
 
+    /// # Safety
+    /// Neither the kernel nor a device may write the bytes as long as the slice exists, and there
+    /// may be no other reference to them.
+    pub(crate) unsafe fn as_mut_slice<'a>(&self) -> &'a mut [u8] {
+        // SAFETY: as the caller promises; the bytes are mapped.
+        unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr(), self.len_bytes) }
+    }
+
     #[track_caller]
     pub(crate) fn read(&self, offset: usize, to: &mut [u8]) {
         let place = self.place(offset, to.len());

@@ -11,11 +11,10 @@
 use crate::class::{self, Protocol, Requests};
 use crate::shared::text_of;
 use crate::{Driver, Events, Reply, Result};
-use alloc::vec;
 use alloc::vec::Vec;
 use ringfence_abi::fs::{
-    COMPLETE, FS_CREATE, FS_MAX_DATA, FS_MAX_NAME, FS_REQUESTS, FS_TRUNCATE, FsEntry, FsOutcome, FsRequest, Operation,
-    QUEUE_BYTES, SUBMIT, read_request, write_outcome,
+    COMPLETE, FS_CREATE, FS_MAX_NAME, FS_REQUESTS, FS_TRUNCATE, FsEntry, FsOutcome, FsRequest, Operation, QUEUE_BYTES,
+    SUBMIT, read_request, write_outcome,
 };
 pub use ringfence_abi::fs::{FS_READ_ONLY, FsError, FsInfo};
 use ringfence_abi::queue::{Place, Rings, Words};
@@ -213,8 +212,6 @@ pub struct FsDriver<F: Filesystem> {
     channel: Requests<Fs>,
     /// The open files and directories, by the kernel's numbers.
     open: Vec<(u64, F::Node)>,
-    /// Room for the data of one request, [`FS_MAX_DATA`] bytes.
-    buffer: Vec<u8>,
     /// Whether everything is written out for the next build.
     is_saved: bool,
 }
@@ -223,7 +220,7 @@ impl<F: Filesystem> Driver for FsDriver<F> {
     fn init() -> Result<Self> {
         let mut filesystem = F::mount()?;
         let channel = Requests::offer(&filesystem.info())?;
-        Ok(FsDriver { filesystem, channel, open: Vec::new(), buffer: vec![0; FS_MAX_DATA], is_saved: false })
+        Ok(FsDriver { filesystem, channel, open: Vec::new(), is_saved: false })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
@@ -267,15 +264,12 @@ impl<F: Filesystem> FsDriver<F> {
 
     fn carry_out(&mut self, ticket: &class::Ticket<Fs>, request: &FsRequest) -> Outcome<FsOutcome> {
         let operation = Operation::of(request.operation).ok_or(FsError::Unsupported)?;
-        let Self { filesystem, channel, open, buffer, .. } = self;
+        let Self { filesystem, channel, open, .. } = self;
         let find = |open: &Vec<(u64, F::Node)>| open.iter().position(|(number, _)| *number == request.node);
         let at = || find(open).ok_or(FsError::Stale);
-        let len_bytes = (request.data_len as usize).min(buffer.len());
-        let buffer = &mut buffer[..len_bytes];
-        let mut path = || {
-            channel.read_data(ticket, 0, buffer);
-            text_of(buffer).ok_or(FsError::Name)
-        };
+        // SAFETY: the data of files is in no device's reach: blocks are copied from it and to it.
+        let data = unsafe { channel.data_mut(ticket) };
+        let path = || text_of(data).ok_or(FsError::Name);
         let done = FsOutcome::default();
         match operation {
             Operation::Stat => filesystem.stat(&path()?).map(described),
@@ -301,23 +295,21 @@ impl<F: Filesystem> FsDriver<F> {
             }
             Operation::Read => {
                 let at = at()?;
-                let len_bytes = filesystem.read(&mut open[at].1, request.offset, buffer)?;
-                channel.write_data(ticket, 0, &buffer[..len_bytes]);
+                let len_bytes = filesystem.read(&mut open[at].1, request.offset, data)?;
                 Ok(FsOutcome { value: len_bytes as u64, ..done })
             }
             Operation::List => {
                 let at = at()?;
                 let mut bytes = Vec::new();
-                let mut entries = Entries { bytes: &mut bytes, room: len_bytes };
+                let mut entries = Entries { bytes: &mut bytes, room: data.len() };
                 let next = filesystem.list(&mut open[at].1, request.offset, &mut entries)?;
-                channel.write_data(ticket, 0, &bytes);
+                data.get_mut(..bytes.len()).ok_or(FsError::TooLarge)?.copy_from_slice(&bytes);
                 Ok(FsOutcome { value: bytes.len() as u64, next, ..done })
             }
             Operation::Write => {
                 let at = at()?;
-                channel.read_data(ticket, 0, buffer);
-                filesystem.write(&mut open[at].1, request.offset, buffer)?;
-                Ok(FsOutcome { value: buffer.len() as u64, ..done })
+                filesystem.write(&mut open[at].1, request.offset, data)?;
+                Ok(FsOutcome { value: data.len() as u64, ..done })
             }
             Operation::Truncate => {
                 let at = at()?;

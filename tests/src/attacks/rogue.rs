@@ -264,8 +264,8 @@ const FAULTS: &[(&str, &str)] = &[
         "#PF writing 0xfffffffffffffff8 (unmapped), in command, at rf_rogue::attacks::bad_stack_push+",
     ),
     (
-        "bad-stack-push @kernel-data",
-        "#PF writing 0xffffffff80* (kernel text), in command, at rf_rogue::attacks::bad_stack_push+",
+        "bad-stack-push @kernel-text",
+        "#PF writing 0xffffffff80* (kernel read-only data), in command, at rf_rogue::attacks::bad_stack_push+",
     ),
     ("bad-stack-push 0x8000000000000000", "#GP general protection, in command, at rf_rogue::attacks::bad_stack_push+"),
     ("bad-stack-fault 0", "#UD invalid opcode, in command, at rf_rogue::attacks::bad_stack_fault+"),

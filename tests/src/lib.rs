@@ -57,18 +57,21 @@ pub fn machine(commands: &str) -> Machine {
     if let Ok(board) = std::env::var("RINGFENCE_MACHINE") {
         machine.use_board(&board);
     }
-    if let Ok(kind) = std::env::var("RINGFENCE_KIND") {
-        machine.contents.kind = Some(DomainKind::named(&kind).expect("RINGFENCE_KIND names a kind of domain"));
-    }
+    machine.contents.kind = kind();
     machine.contents.exec = Some(commands.to_string());
     machine
+}
+
+/// Returns the kind of domain of the drivers, if the environment's `RINGFENCE_KIND` names one.
+fn kind() -> Option<DomainKind> {
+    let kind = std::env::var("RINGFENCE_KIND").ok()?;
+    Some(DomainKind::named(&kind).expect("RINGFENCE_KIND names a kind of domain"))
 }
 
 /// Returns the name of the file from which a driver is loaded: the module's, or that of its build
 /// for the kind of domain in `RINGFENCE_KIND`.
 pub fn file_of(module: &str) -> String {
-    let kind = std::env::var("RINGFENCE_KIND").ok().and_then(|kind| DomainKind::named(&kind));
-    format!("{module}{}", kind.unwrap_or_default().suffix())
+    format!("{module}{}", kind().unwrap_or_default().suffix())
 }
 
 /// Changes the machine's mainboard to one without an IOMMU, so that nothing fences its devices.

@@ -10,7 +10,7 @@ mod tests;
 
 use alloc::vec;
 use alloc::vec::Vec;
-use ringfence_sdk::block::Disk;
+use ringfence_sdk::block::BufferedDisk;
 use ringfence_sdk::fs::{
     Entries, FS_READ_ONLY, FileKind, Filesystem, FsDriver, FsError, FsInfo, How, Outcome, Space, Stat, field,
 };
@@ -50,9 +50,9 @@ impl Filesystem for TYPE {
     /// A filesystem checks here that the disk has its format, and refuses another with
     /// `Refusal::Invalid`.
     fn mount() -> Result<TYPE> {
-        let mut disk = Disk::open(&DISK.get())?;
+        let mut disk = BufferedDisk::open(&DISK.get())?;
         let mut first = vec![0; disk.info().block_bytes as usize];
-        disk.read_now(0, &mut first)?;
+        disk.read(0, &mut first)?;
         Ok(TYPE { first })
     }
 

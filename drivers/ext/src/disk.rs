@@ -5,7 +5,7 @@ use alloc::vec;
 use core::error::Error;
 use core::fmt;
 use ext4_view::Ext4Read;
-use ringfence_sdk::block::Disk;
+use ringfence_sdk::block::BufferedDisk;
 use ringfence_sdk::fs::Space;
 use ringfence_sdk::{Refusal, Result};
 
@@ -22,10 +22,10 @@ impl fmt::Display for Failed {
 impl Error for Failed {}
 
 /// The bytes of a disk.
-pub struct Blocks(Disk);
+pub struct Blocks(BufferedDisk);
 
 impl Blocks {
-    pub fn new(disk: Disk) -> Blocks {
+    pub fn new(disk: BufferedDisk) -> Blocks {
         Blocks(disk)
     }
 
@@ -54,10 +54,10 @@ impl Blocks {
             return None;
         }
         if start.is_multiple_of(block_bytes) && end.is_multiple_of(block_bytes) {
-            return self.0.read_now(first, to).ok();
+            return self.0.read(first, to).ok();
         }
         let mut whole = vec![0; ((last - first) * block_bytes) as usize];
-        self.0.read_now(first, &mut whole).ok()?;
+        self.0.read(first, &mut whole).ok()?;
         let skipped = (start - first * block_bytes) as usize;
         to.copy_from_slice(&whole[skipped..skipped + to.len()]);
         Some(())

@@ -12,7 +12,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use disk::Blocks;
 use ext4_view::{Ext4, Ext4Error, File, FileType, Metadata};
-use ringfence_sdk::block::Disk;
+use ringfence_sdk::block::BufferedDisk;
 use ringfence_sdk::fs::{
     Entries, FS_READ_ONLY, FileKind, Filesystem, FsDriver, FsError, FsInfo, How, Outcome, Space, Stat, field,
 };
@@ -54,7 +54,7 @@ impl Filesystem for Ext {
             log::error!("{}: {error}", DISK.get());
             Refusal::Invalid
         };
-        let mut blocks = Blocks::new(Disk::open(&DISK.get())?);
+        let mut blocks = Blocks::new(BufferedDisk::open(&DISK.get())?);
         let space = blocks.space()?;
         let filesystem = Ext4::load(Box::new(blocks)).map_err(refused)?;
         Ok(Ext { filesystem, space })

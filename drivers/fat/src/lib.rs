@@ -18,7 +18,7 @@ use hadris_fat::{CacheOptions, FatKind};
 use hadris_fs::{
     DirCursor, Error, ErrorKind, FileType, Metadata, MountOptions, Name, NodeId, OpenMode, RenameMode, Resolve, SetAttr,
 };
-use ringfence_sdk::block::Disk;
+use ringfence_sdk::block::BufferedDisk;
 use ringfence_sdk::fs::{
     Entries, FS_READ_ONLY, FileKind, Filesystem, FsDriver, FsError, FsInfo, How, Outcome, Space, Stat, field,
 };
@@ -29,7 +29,7 @@ driver!(
     Manifest::new("fat", env!("CARGO_PKG_VERSION"))
         .kind(Kind::Fs)
         .uses(Kind::Block)
-        .heap_kib(2048)
+        .heap_kib(1024)
         .stack_kib(256)
         .upcall_ms(1000)
         .restart()
@@ -48,6 +48,7 @@ const CACHE: CacheOptions = CacheOptions::new().with_chain_positions(64).with_bl
 
 struct Fat {
     volume: FatFs<Blocks>,
+    disk: Blocks,
     /// The files that are open, each as often as it is. A file has several names for FAT, which
     /// does not tell `a` from `A`.
     open: Vec<NodeId>,
@@ -61,8 +62,9 @@ impl Filesystem for Fat {
         if READ_ONLY.get() {
             options = options.read_only();
         }
-        match FatFs::mount(Blocks::new(Disk::open(&DISK.get())?)?, options) {
-            Ok(volume) => Ok(Fat { volume: volume.with_cache(CACHE), open: Vec::new() }),
+        let disk = Blocks::new(BufferedDisk::open(&DISK.get())?)?;
+        match FatFs::mount(disk.clone(), options) {
+            Ok(volume) => Ok(Fat { volume: volume.with_cache(CACHE), disk, open: Vec::new() }),
             Err(error) => {
                 log::error!("{}: {error}", DISK.get());
                 Err(Refusal::Invalid)
@@ -100,12 +102,7 @@ impl Filesystem for Fat {
     }
 
     fn open(&mut self, path: &str, how: How) -> Outcome<(NodeId, Stat)> {
-        let node = match self.find(path) {
-            Err(FsError::NotFound) if how.create => {
-                self.within(path, |volume, parent, name| volume.create(parent, name, &SetAttr::new()))?
-            }
-            found => found?,
-        };
+        let node = if how.create { self.found_or_created(path) } else { self.find(path) }?;
         match self.opened(node, how) {
             Ok(stat) => {
                 self.open.push(node);
@@ -165,13 +162,10 @@ impl Filesystem for Fat {
     }
 
     fn remove(&mut self, path: &str) -> Outcome<()> {
-        let is_directory = self.stat(path)?.kind == FileKind::Directory;
-        self.within(
-            path,
-            |volume, parent, name| {
-                if is_directory { volume.rmdir(parent, name) } else { volume.unlink(parent, name) }
-            },
-        )
+        self.within(path, |volume, parent, name| match volume.unlink(parent, name) {
+            Err(error) if error.kind() == ErrorKind::IsADirectory => volume.rmdir(parent, name),
+            done => done,
+        })
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Outcome<()> {
@@ -187,12 +181,27 @@ impl Filesystem for Fat {
     fn sync(&mut self) -> Outcome<()> {
         self.volume.sync().map_err(said)
     }
+
+    fn settle(&mut self) -> Outcome<()> {
+        self.disk.settle().map_err(|_| FsError::Device)
+    }
 }
 
 impl Fat {
     /// Returns the node at `path`, which is pinned and must be forgotten.
     fn find(&mut self, path: &str) -> Outcome<NodeId> {
         self.volume.resolve(path.as_bytes(), Resolve::Lexical).map_err(said)
+    }
+
+    /// Returns the node at `path`, as [`Fat::find`] does, and makes a file if there is none. It
+    /// tries that first: either search reads the whole directory if the name is new.
+    fn found_or_created(&mut self, path: &str) -> Outcome<NodeId> {
+        let created = self.within(path, |volume, parent, name| volume.create(parent, name, &SetAttr::new()));
+        let Err(error) = created else { return created };
+        match self.find(path) {
+            Err(FsError::NotFound) => Err(error),
+            found => found,
+        }
     }
 
     /// Does something with the name that `path` ends with, in the directory where it is.

@@ -1,6 +1,7 @@
 //! A hostile filesystem. It invents all its files: every path is a directory, but for paths that
 //! end with `file`. `tell rogue-fs VERB` selects how it lies from then on; with `write` it writes
-//! to its disk, although it says that it cannot, or was told not to.
+//! to its disk, although it says that it cannot, or was told not to. With `pairs` it writes faster
+//! than the disk does.
 //!
 //! Like `rogue`, this driver has unsafe code of its own.
 #![no_std]
@@ -8,13 +9,15 @@
 
 extern crate alloc;
 
+use alloc::vec;
 use alloc::vec::Vec;
+use ringfence_sdk::abi::block::BLOCK_MAX_DATA;
 use ringfence_sdk::abi::fs::{
     COMPLETE, FS_DIRECTORY, FS_FILE, FS_MAX_NAME, FS_READ_ONLY, FS_REQUESTS, FsEntry, FsInfo, FsOutcome, FsRequest,
     Operation, SUBMIT, read_request, write_outcome,
 };
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, TAKEN, Words};
-use ringfence_sdk::block::Disk;
+use ringfence_sdk::block::BufferedDisk;
 use ringfence_sdk::fs::field;
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver, parameters};
@@ -67,7 +70,7 @@ enum Lie {
 }
 
 struct RogueFs {
-    disk: Disk,
+    disk: BufferedDisk,
     memory: Memory,
     lie: Lie,
 }
@@ -79,7 +82,22 @@ fn entry(name: &[u8], name_len: usize, kind: u32) -> Vec<u8> {
     bytes
 }
 
+/// How often a large write and a small one follow each other: more than the kernel has room for.
+const PAIRS: u64 = 40;
+
 impl RogueFs {
+    /// Writes [`PAIRS`] pieces of the disk, and the first block of each again. There may be room
+    /// for the second write of a pair while the first one waits.
+    fn write_pairs(&mut self) -> Result<u64> {
+        let large = vec![1; BLOCK_MAX_DATA];
+        let block_bytes = self.disk.info().block_bytes as usize;
+        for lba in (0..PAIRS).map(|number| number * (BLOCK_MAX_DATA / block_bytes) as u64) {
+            self.disk.write(lba, &large)?;
+            self.disk.write(lba, &vec![2; block_bytes])?;
+        }
+        self.disk.settle().map(|()| PAIRS)
+    }
+
     fn outcome(&self, request: &FsRequest) -> FsOutcome {
         let data = request.data as *mut u8;
         let room = request.data_len as usize;
@@ -132,7 +150,7 @@ impl Driver for RogueFs {
             flags: if CLAIMS.get() { FS_READ_ONLY } else { 0 },
             reserved: 0,
         };
-        let disk = Disk::open(&DISK.get())?;
+        let disk = BufferedDisk::open(&DISK.get())?;
         match unsafe { raw::rf_offer(info.as_bytes().as_ptr() as u64, size_of::<FsInfo>() as u64) } {
             start @ 0.. => Ok(RogueFs { disk, memory: Memory(start as *mut u64), lie: Lie::None }),
             _ => Err(Refusal::Full),
@@ -157,7 +175,8 @@ impl Driver for RogueFs {
 
     fn command(&mut self, text: &str) -> Result<u64> {
         self.lie = match text {
-            "write" => return self.disk.write_now(0, &[0xff; 4096]).map(|()| 0),
+            "write" => return self.disk.write(0, &[0xff; 4096]).and_then(|()| self.disk.settle()).map(|()| 0),
+            "pairs" => return self.write_pairs(),
             "none" => Lie::None,
             "more" => Lie::More,
             "status" => Lie::Status,

@@ -2,15 +2,14 @@
 //!
 //! A filesystem implements [`Filesystem`], one method for each thing that the kernel asks for;
 //! [`FsDriver`] makes a driver of it. The methods may wait for the disk
-//! ([`Disk::read_now`](crate::block::Disk::read_now)): meanwhile the kernel and all other drivers
-//! run.
+//! ([`BufferedDisk`](crate::block::BufferedDisk)): meanwhile the kernel and all other drivers run.
 //!
-//! **A method that returns has passed all its changes to the disk.** Then the driver may be ended
-//! at any time, and its successor has lost no change that was reported done.
+//! **A request is completed when the kernel has all its writes** ([`Filesystem::settle`]). Then the
+//! driver may be ended at any time, and its successor has lost no change that was reported done.
 
 use crate::class::{self, Protocol, Requests};
 use crate::shared::text_of;
-use crate::{Driver, Events, Reply, Result};
+use crate::{Driver, Events, Refusal, Reply, Result};
 use alloc::vec::Vec;
 use ringfence_abi::fs::{
     COMPLETE, FS_CREATE, FS_MAX_NAME, FS_REQUESTS, FS_TRUNCATE, FsEntry, FsOutcome, FsRequest, Operation, QUEUE_BYTES,
@@ -176,6 +175,15 @@ pub trait Filesystem: Sized + 'static {
     fn sync(&mut self) -> Outcome<()> {
         Ok(())
     }
+
+    /// Waits until the kernel has all writes ([`BufferedDisk`](crate::block::BufferedDisk)). It is
+    /// called before each request is completed, with or without an error.
+    ///
+    /// # Errors
+    /// [`FsError::Device`] if one of them has failed: then the request has failed as well.
+    fn settle(&mut self) -> Outcome<()> {
+        Ok(())
+    }
 }
 
 /// The class of filesystems.
@@ -219,6 +227,7 @@ pub struct FsDriver<F: Filesystem> {
 impl<F: Filesystem> Driver for FsDriver<F> {
     fn init() -> Result<Self> {
         let mut filesystem = F::mount()?;
+        filesystem.settle().map_err(|_| Refusal::NoAnswer)?;
         let channel = Requests::offer(&filesystem.info())?;
         Ok(FsDriver { filesystem, channel, open: Vec::new(), is_saved: false })
     }
@@ -229,6 +238,8 @@ impl<F: Filesystem> Driver for FsDriver<F> {
             && let Some((ticket, request)) = self.channel.take()
         {
             let outcome = self.carry_out(&ticket, &request);
+            let settled = self.filesystem.settle();
+            let outcome = outcome.and_then(|outcome| settled.map(|()| outcome));
             let outcome = outcome.unwrap_or_else(|error| FsOutcome { status: error as u32, ..FsOutcome::default() });
             self.channel.complete(ticket, &outcome);
         }
@@ -257,7 +268,9 @@ fn described(stat: Stat) -> FsOutcome {
 
 impl<F: Filesystem> FsDriver<F> {
     fn write_out(&mut self) {
-        if let Err(error) = self.filesystem.sync() {
+        let synced = self.filesystem.sync();
+        let settled = self.filesystem.settle();
+        if let Err(error) = synced.and(settled) {
             log::error!("the last writes are not on the disk: {}", error.words());
         }
     }

@@ -616,6 +616,24 @@ fn a_hostile_filesystem_harms_nobody() {
     assert_intact(&text);
 }
 
+/// A small write that there is room for does not overtake a large one of the same driver.
+#[test]
+fn writes_of_a_filesystem_keep_their_order() {
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 8 << 10, 16);
+    let script = "lsblk; insmod rogue-fs claims=off; tell rogue-fs pairs; rmmod rogue-fs";
+    let mut machine = with_image(script, image.path().unwrap());
+    // So many pages that the limit is that of bytes, which a small write may keep to.
+    machine.memory = 256;
+    let text = boot_well(&machine);
+    assert_says(&text, "rogue-fs: 40 (0x28)");
+    let bytes = std::fs::read(&image.0).unwrap();
+    for (number, piece) in bytes.chunks(64 << 10).take(40).enumerate() {
+        let (first, rest) = piece.split_at(512);
+        assert!(first.iter().all(|byte| *byte == 2) && rest.iter().all(|byte| *byte == 1), "pair {number}");
+    }
+}
+
 /// Another build takes the driver's place, and the driver moves between the rings, while a file is
 /// copied.
 #[test]

@@ -12,10 +12,12 @@
 #![doc = include_str!("../../../template/src/tests.rs")]
 #![doc = "```"]
 
+mod disk;
 mod network;
 mod requests;
 mod script;
 
+pub use disk::Disk;
 pub use network::Net;
 pub use requests::{Asks, Data, Requests};
 pub use script::{Recorder, Script, replay};
@@ -148,6 +150,8 @@ pub struct Kernel {
     pub scsi: Option<Requests<Scsi>>,
     /// The kernel's end of the driver's block device, if the driver offers one.
     pub block: Option<Requests<Block>>,
+    /// The disk that the driver uses, if it may use one.
+    pub disk: Option<Disk>,
     /// The empty frames that the driver is lent, and the frames and groups that its card is to
     /// hear, as soon as the driver offers a network interface.
     at_start: (Vec<u64>, Hearing, Vec<[u8; 6]>),
@@ -387,7 +391,13 @@ pub(crate) fn serve(symbol: &str, arguments: &[u64]) -> i64 {
                 block::QUEUE_BYTES => return kernel.block.insert(Requests::new()).start(),
                 _ => return refused(Refusal::Denied),
             },
-            "rf_use" => return refused(Refusal::Denied),
+            "rf_use" => return kernel.disk.as_ref().map_or(refused(Refusal::NotFound), Disk::start),
+            "rf_wait" => {
+                return match kernel.disk.as_mut().is_some_and(Disk::wait) {
+                    true => 0,
+                    false => refused(Refusal::Invalid),
+                };
+            }
             _ => {}
         }
         0

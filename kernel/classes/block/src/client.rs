@@ -36,7 +36,7 @@ use ringfence_core::requests::client::Asked;
 use spin::Mutex;
 
 /// The most requests of one driver that are carried out at once: each takes a buffer from the
-/// kernel's heap.
+/// kernel's heap. Those of a filesystem are carried out one by one, in their order.
 const MOST_AT_ONCE: usize = 4;
 
 /// Woken when a driver has submitted a request, or was ended.
@@ -257,7 +257,8 @@ pub async fn run() {
 fn taken_from(handle: &Handle) -> Vec<Work> {
     let mut domain = handle.lock();
     let Some(client) = domain.used_mut::<Client>() else { return Vec::new() };
-    let count = MOST_AT_ONCE.saturating_sub(client.worked_at).min(client.fresh.len());
+    let most = if client.cache.is_some() { 1 } else { MOST_AT_ONCE };
+    let count = most.saturating_sub(client.worked_at).min(client.fresh.len());
     client.worked_at += count;
     let work = |(number, request)| Work {
         is_over: client.is_over.clone(),

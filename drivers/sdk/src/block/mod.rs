@@ -1,8 +1,12 @@
-//! Drivers of block devices.
+//! Drivers of block devices, and the disks that other drivers use.
+
+mod buffered;
+
+pub use buffered::BufferedDisk;
 
 use crate::class::{self, Class, ClassDriver, Protocol, Requests};
 use crate::dma::Bytes;
-use crate::service::safe::{rf_use, rf_wait};
+use crate::service::safe::rf_use;
 use crate::shared::QueueMemory;
 use crate::{Refusal, Result};
 use core::ptr::NonNull;
@@ -61,7 +65,8 @@ impl Protocol for Block {
     }
 }
 
-/// A disk of another driver that this driver uses.
+/// A disk of another driver that this driver uses. A driver that waits for each request has a
+/// [`BufferedDisk`].
 pub struct Disk {
     memory: QueueMemory<Disk>,
     data: Bytes,
@@ -114,16 +119,31 @@ impl Disk {
         self.info
     }
 
+    /// Returns the memory of the data of all requests, [`BLOCK_MAX_DATA`] bytes for each.
+    pub(crate) fn data(&self) -> &Bytes {
+        &self.data
+    }
+
+    /// Submits request `number`, which must not be under way.
+    pub(crate) fn submit(&mut self, number: usize, operation: u32, lba: u64, len_bytes: usize) {
+        let request = BlockRequest { data_address: 0, data: 0, data_len: len_bytes as u32, operation, lba };
+        write_request(&self.memory, number, &request);
+        // There is room: the ring has an entry for every request.
+        let _ = self.submit.put(&self.memory, number as u64);
+    }
+
+    /// Returns the status of request `number`, which is done.
+    pub(crate) fn status(&self, number: usize) -> u32 {
+        read_status(&self.memory, number) as u32
+    }
+
     fn ask(&mut self, operation: u32, lba: u64, len_bytes: usize, write: &[u8]) -> Option<Asked> {
         let number = self.free.iter().position(|is_free| *is_free)?;
         if len_bytes > BLOCK_MAX_DATA {
             return None;
         }
         self.data.write(number * BLOCK_MAX_DATA, write);
-        let request = BlockRequest { data_address: 0, data: 0, data_len: len_bytes as u32, operation, lba };
-        write_request(&self.memory, number, &request);
-        // There is room: the ring has an entry for every request.
-        let _ = self.submit.put(&self.memory, number as u64);
+        self.submit(number, operation, lba, len_bytes);
         self.free[number] = false;
         Some(Asked { number, len_bytes })
     }
@@ -156,63 +176,7 @@ impl Disk {
     pub fn finish(&mut self, asked: Asked, to: &mut [u8]) -> u32 {
         let len = to.len().min(asked.len_bytes);
         self.data.read(asked.number * BLOCK_MAX_DATA, &mut to[..len]);
-        let status = read_status(&self.memory, asked.number);
         self.free[asked.number] = true;
-        status as u32
-    }
-
-    /// Waits for a request, and for no other. The driver must have no other request in flight.
-    fn finish_now(&mut self, asked: Option<Asked>, to: &mut [u8]) -> Result<()> {
-        let asked = asked.ok_or(Refusal::Busy)?;
-        while self.next_done() != Some(asked.number) {
-            let Err(refusal) = rf_wait() else { continue };
-            // The kernel has answered already, while a debugger had the driver perhaps; or never
-            // will.
-            if self.next_done() == Some(asked.number) {
-                break;
-            }
-            self.free[asked.number] = true;
-            return Err(refusal);
-        }
-        match self.finish(asked, to) {
-            BLOCK_OK => Ok(()),
-            _ => Err(Refusal::NoAnswer),
-        }
-    }
-
-    /// Reads whole blocks from `lba` on, and waits for them: the upcall is left meanwhile, and
-    /// other drivers run. The driver must have no request in flight.
-    ///
-    /// # Errors
-    /// [`Refusal::NoAnswer`] if the disk has failed.
-    pub fn read_now(&mut self, lba: u64, to: &mut [u8]) -> Result<()> {
-        let step = BLOCK_MAX_DATA / self.info.block_bytes as usize;
-        for (piece, lba) in to.chunks_mut(BLOCK_MAX_DATA).zip((lba..).step_by(step)) {
-            let asked = self.read(lba, piece.len());
-            self.finish_now(asked, piece)?;
-        }
-        Ok(())
-    }
-
-    /// Writes whole blocks from `lba` on, and waits until that is done, as [`Disk::read_now`] does.
-    ///
-    /// # Errors
-    /// As [`Disk::read_now`].
-    pub fn write_now(&mut self, lba: u64, from: &[u8]) -> Result<()> {
-        let step = BLOCK_MAX_DATA / self.info.block_bytes as usize;
-        for (piece, lba) in from.chunks(BLOCK_MAX_DATA).zip((lba..).step_by(step)) {
-            let asked = self.write(lba, piece);
-            self.finish_now(asked, &mut [])?;
-        }
-        Ok(())
-    }
-
-    /// Waits until all written data has reached the medium, as [`Disk::read_now`] does.
-    ///
-    /// # Errors
-    /// As [`Disk::read_now`].
-    pub fn flush_now(&mut self) -> Result<()> {
-        let asked = self.flush();
-        self.finish_now(asked, &mut [])
+        self.status(asked.number)
     }
 }

@@ -1,0 +1,426 @@
+//! A disk that a filesystem uses, with buffers.
+//!
+//! A filesystem's code reads a few blocks and waits for them, again and again, and each wait is a
+//! call of the kernel. So a small read fetches the blocks around it as well, and the memory of the
+//! [requests](USED_REQUESTS) keeps what was read and written last. Writes are collected, and the
+//! kernel is called once for several of them: **it carries them out one by one, in their order**.
+
+use super::{BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_WRITE, BlockInfo, Disk, USED_REQUESTS};
+use crate::service::safe::rf_wait;
+use crate::{Refusal, Result};
+use ringfence_abi::block::BLOCK_MAX_DATA;
+
+/// What a small read fetches, in bytes: a part of the disk that begins at a multiple of this.
+const AROUND_BYTES: usize = 4096;
+
+/// A disk with buffers. No other driver may write to it meanwhile, as to the disk of a filesystem.
+pub struct BufferedDisk {
+    disk: Disk,
+    /// Length of a block in bytes, not 0.
+    block_bytes: usize,
+    buffers: [Buffer; USED_REQUESTS],
+    /// Counts the uses of buffers.
+    clock: u64,
+    /// Whether a write has failed since the last call of [`BufferedDisk::settle`].
+    has_failed: bool,
+}
+
+/// The memory of a request.
+#[derive(Clone, Copy, Default)]
+struct Buffer {
+    /// The block that its content begins with, and the length of the content in bytes: 0 if it has
+    /// nothing that the disk has.
+    lba: u64,
+    len_bytes: usize,
+    /// The last request: what it was, and whether it is under way.
+    operation: u32,
+    is_under_way: bool,
+    /// When it was used last. The smallest makes room first.
+    used: u64,
+}
+
+impl Buffer {
+    fn is_read(&self) -> bool {
+        self.operation == BLOCK_READ
+    }
+
+    /// Returns the block behind its content.
+    fn end(&self, block_bytes: usize) -> u64 {
+        self.lba + (self.len_bytes / block_bytes) as u64
+    }
+}
+
+impl BufferedDisk {
+    /// Opens the disk `name`, as [`Disk::open`] does.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn open(name: &str) -> Result<BufferedDisk> {
+        let disk = Disk::open(name)?;
+        let block_bytes = disk.info().block_bytes as usize;
+        if !(1..=BLOCK_MAX_DATA).contains(&block_bytes) {
+            return Err(Refusal::Invalid);
+        }
+        let buffers = [Buffer::default(); USED_REQUESTS];
+        Ok(BufferedDisk { disk, block_bytes, buffers, clock: 0, has_failed: false })
+    }
+
+    /// Returns the description of the disk, with the number and the length of its blocks.
+    pub fn info(&self) -> BlockInfo {
+        self.disk.info()
+    }
+
+    /// Reads whole blocks from `lba` on. If the driver must wait for them, the upcall is left
+    /// meanwhile, and other drivers run.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`] if the disk has failed, [`Refusal::Invalid`] if the blocks are not
+    /// whole, or not on the disk.
+    pub fn read(&mut self, lba: u64, to: &mut [u8]) -> Result<()> {
+        self.check(lba, to.len())?;
+        for (piece, lba) in to.chunks_mut(BLOCK_MAX_DATA).zip((lba..).step_by(self.blocks_in(BLOCK_MAX_DATA))) {
+            if self.found(lba, piece) {
+                continue;
+            }
+            let (first, len_bytes) = self.around(lba, piece.len());
+            let is_all = (first, len_bytes) == (lba, piece.len());
+            match self.fetch(first, len_bytes) {
+                // A block beside those that are asked for may be bad.
+                Err(_) if !is_all => self.fetch(lba, piece.len())?,
+                fetched => fetched?,
+            }
+            if !self.found(lba, piece) {
+                return Err(Refusal::NoAnswer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes whole blocks from `lba` on: at the latest when [`BufferedDisk::settle`] or
+    /// [`BufferedDisk::flush`] is called, and before all that is written later.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`] if it must wait for an earlier write, and the disk is gone;
+    /// [`Refusal::Invalid`] as [`BufferedDisk::read`].
+    pub fn write(&mut self, lba: u64, from: &[u8]) -> Result<()> {
+        self.check(lba, from.len())?;
+        for (piece, lba) in from.chunks(BLOCK_MAX_DATA).zip((lba..).step_by(self.blocks_in(BLOCK_MAX_DATA))) {
+            let block_bytes = self.block_bytes;
+            let end = lba + (piece.len() / block_bytes) as u64;
+            for buffer in &mut self.buffers {
+                if buffer.lba < end && lba < buffer.end(block_bytes) {
+                    buffer.len_bytes = 0;
+                }
+            }
+            let number = self.vacant()?;
+            self.disk.data().write(number * BLOCK_MAX_DATA, piece);
+            self.ask(number, BLOCK_WRITE, lba, piece.len());
+        }
+        Ok(())
+    }
+
+    /// Waits until the kernel has all writes. They reach the medium in their order, as with a disk
+    /// that has a cache.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`] if one of the writes since the last call has failed.
+    pub fn settle(&mut self) -> Result<()> {
+        let mut waited = Ok(());
+        while waited.is_ok() && self.buffers.iter().any(|buffer| buffer.is_under_way) {
+            waited = self.wait();
+        }
+        let has_failed = core::mem::take(&mut self.has_failed);
+        waited.and(if has_failed { Err(Refusal::NoAnswer) } else { Ok(()) })
+    }
+
+    /// Waits until everything written has reached the medium.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`] if that, or one of the writes since the last call of
+    /// [`BufferedDisk::settle`], has failed.
+    pub fn flush(&mut self) -> Result<()> {
+        let number = self.vacant()?;
+        self.ask(number, BLOCK_FLUSH, 0, 0);
+        self.settle()
+    }
+
+    fn blocks_in(&self, len_bytes: usize) -> usize {
+        len_bytes / self.block_bytes
+    }
+
+    /// Checks that `len_bytes` bytes from a block on are whole blocks of the disk.
+    fn check(&self, lba: u64, len_bytes: usize) -> Result<()> {
+        let is_whole = len_bytes.is_multiple_of(self.block_bytes);
+        let end = lba.checked_add(self.blocks_in(len_bytes) as u64);
+        if is_whole && end.is_some_and(|end| end <= self.info().blocks) { Ok(()) } else { Err(Refusal::Invalid) }
+    }
+
+    /// Copies blocks out of a buffer that has them all. Returns `false` if there is none.
+    fn found(&mut self, lba: u64, to: &mut [u8]) -> bool {
+        let block_bytes = self.block_bytes;
+        let place_in = |buffer: &Buffer| {
+            let blocks = lba.checked_sub(buffer.lba).filter(|blocks| *blocks < BLOCK_MAX_DATA as u64)?;
+            let place = blocks as usize * block_bytes;
+            (place + to.len() <= buffer.len_bytes).then_some(place)
+        };
+        let found = self.buffers.iter().enumerate().find_map(|(number, buffer)| Some((number, place_in(buffer)?)));
+        let Some((number, place)) = found else { return false };
+        self.disk.data().read(number * BLOCK_MAX_DATA + place, to);
+        self.clock += 1;
+        // As much as a request can move is not asked for again.
+        self.buffers[number].used = if to.len() < BLOCK_MAX_DATA { self.clock } else { 0 };
+        true
+    }
+
+    /// Returns what is fetched for a read: the first block and the length in bytes. A read that
+    /// goes on where a buffer ends is probably one of many.
+    fn around(&self, lba: u64, len_bytes: usize) -> (u64, usize) {
+        let goes_on = |buffer: &Buffer| buffer.len_bytes > 0 && buffer.is_read() && buffer.end(self.block_bytes) == lba;
+        let step = self.blocks_in(AROUND_BYTES).max(1) as u64;
+        let (first, most) = match self.buffers.iter().any(goes_on) {
+            true => (lba, BLOCK_MAX_DATA),
+            false => (lba - lba % step, AROUND_BYTES),
+        };
+        let blocks = (self.info().blocks - first).min(self.blocks_in(most) as u64) as usize;
+        let is_within = (lba - first) as usize * self.block_bytes + len_bytes <= blocks * self.block_bytes;
+        if is_within { (first, blocks * self.block_bytes) } else { (lba, len_bytes) }
+    }
+
+    /// Reads into a buffer, and waits for that.
+    fn fetch(&mut self, lba: u64, len_bytes: usize) -> Result<()> {
+        let number = self.vacant()?;
+        self.ask(number, BLOCK_READ, lba, len_bytes);
+        while self.buffers[number].is_under_way {
+            self.wait()?;
+        }
+        if self.buffers[number].len_bytes > 0 { Ok(()) } else { Err(Refusal::NoAnswer) }
+    }
+
+    /// Returns the number of a request that is not under way, and waits for one if need be.
+    fn vacant(&mut self) -> Result<usize> {
+        loop {
+            let vacant = self.buffers.iter().enumerate().filter(|(_, buffer)| !buffer.is_under_way);
+            if let Some((number, _)) = vacant.min_by_key(|(_, buffer)| (buffer.len_bytes > 0, buffer.used)) {
+                return Ok(number);
+            }
+            self.wait()?;
+        }
+    }
+
+    fn ask(&mut self, number: usize, operation: u32, lba: u64, len_bytes: usize) {
+        self.clock += 1;
+        let used = if len_bytes < BLOCK_MAX_DATA { self.clock } else { 0 };
+        self.buffers[number] = Buffer { lba, len_bytes, operation, is_under_way: true, used };
+        self.disk.submit(number, operation, lba, len_bytes);
+    }
+
+    /// Waits until a request is done.
+    fn wait(&mut self) -> Result<()> {
+        let refused = rf_wait().err();
+        let mut is_any_done = false;
+        while let Some(number) = self.disk.next_done() {
+            self.is_done(number);
+            is_any_done = true;
+        }
+        match refused {
+            // The kernel had answered already, while a debugger had the driver perhaps.
+            Some(refusal) if !is_any_done => {
+                // It never will.
+                self.has_failed |= self.buffers.iter().any(|buffer| buffer.is_under_way && !buffer.is_read());
+                self.buffers = [Buffer::default(); USED_REQUESTS];
+                Err(refusal)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_done(&mut self, number: usize) {
+        let Some(buffer) = self.buffers.get_mut(number) else { return };
+        buffer.is_under_way = false;
+        if self.disk.status(number) != BLOCK_OK {
+            self.has_failed |= !buffer.is_read();
+            buffer.len_bytes = 0;
+        }
+    }
+}
+
+#[cfg(all(test, feature = "fake"))]
+mod tests {
+    use super::*;
+    use crate::fake::{self, Kernel};
+    use std::vec;
+    use std::vec::Vec;
+
+    /// Block `n` of the disk has the bytes `n`.
+    const BLOCK: usize = 512;
+    const BLOCKS: usize = 1001;
+
+    struct Tested {
+        kernel: Kernel,
+        disk: BufferedDisk,
+    }
+
+    impl Tested {
+        fn new() -> Tested {
+            let bytes = (0..BLOCKS).flat_map(|block| [block as u8; BLOCK]).collect();
+            let mut kernel = Kernel::new(());
+            kernel.disk = Some(fake::Disk::new(bytes, BLOCK));
+            let disk = kernel.run(|| BufferedDisk::open("disk0").unwrap());
+            Tested { kernel, disk }
+        }
+
+        fn below(&mut self) -> &mut fake::Disk {
+            self.kernel.disk.as_mut().unwrap()
+        }
+
+        fn read(&mut self, lba: u64, blocks: usize) -> Result<Vec<u8>> {
+            let mut bytes = vec![0; blocks * BLOCK];
+            self.kernel
+                .run(|| self.disk.read(lba, &mut bytes))
+                .map(|()| bytes.chunks(BLOCK).map(|block| block[0]).collect())
+        }
+
+        fn write(&mut self, lba: u64, blocks: usize, byte: u8) -> Result<()> {
+            self.kernel.run(|| self.disk.write(lba, &vec![byte; blocks * BLOCK]))
+        }
+
+        fn settle(&mut self) -> Result<()> {
+            self.kernel.run(|| self.disk.settle())
+        }
+
+        /// Takes the requests that were carried out since the last call.
+        fn requests(&mut self) -> Vec<(u32, u64, usize)> {
+            core::mem::take(&mut self.below().requests)
+        }
+    }
+
+    #[test]
+    fn a_small_read_fetches_what_is_around_it() {
+        let mut tested = Tested::new();
+        assert_eq!(tested.read(11, 1), Ok(vec![11]));
+        assert_eq!(tested.read(8, 8), Ok((8..16).collect()));
+        assert_eq!(tested.requests(), [(BLOCK_READ, 8, 4096)]);
+        // Across the end of what is around it, and at the end of the disk.
+        assert_eq!(tested.read(31, 2), Ok(vec![31, 32]));
+        assert_eq!(tested.read(1000, 1), Ok(vec![1000_u64 as u8]));
+        assert_eq!(tested.requests(), [(BLOCK_READ, 31, 1024), (BLOCK_READ, 1000, 512)]);
+        for (lba, blocks) in [(1001, 1), (1000, 2), (u64::MAX, 1), (u64::MAX / BLOCK as u64, 1)] {
+            assert_eq!(tested.read(lba, blocks), Err(Refusal::Invalid));
+            assert_eq!(tested.write(lba, blocks, 0), Err(Refusal::Invalid));
+        }
+        let mut half = [0; BLOCK / 2];
+        assert_eq!(tested.kernel.run(|| tested.disk.read(0, &mut half)), Err(Refusal::Invalid));
+    }
+
+    #[test]
+    fn reads_that_follow_one_another_fetch_more() {
+        let mut tested = Tested::new();
+        for lba in 0..200 {
+            assert_eq!(tested.read(lba, 1), Ok(vec![lba as u8]));
+        }
+        assert_eq!(tested.requests(), [(BLOCK_READ, 0, 4096), (BLOCK_READ, 8, 65536), (BLOCK_READ, 136, 65536)]);
+    }
+
+    /// What is read in large pieces takes one buffer, and leaves the others to what is read again.
+    #[test]
+    fn large_reads_leave_the_small_ones_in_their_buffers() {
+        let mut tested = Tested::new();
+        assert_eq!(tested.read(3, 1), Ok(vec![3]));
+        for lba in (0..7).map(|step| 100 + 128 * step) {
+            assert_eq!(tested.read(lba, 128), Ok((lba..lba + 128).map(|block| block as u8).collect()));
+        }
+        tested.requests();
+        assert_eq!(tested.read(5, 1), Ok(vec![5]));
+        assert_eq!(tested.requests(), []);
+    }
+
+    #[test]
+    fn writes_are_carried_out_in_their_order_when_the_driver_settles() {
+        let mut tested = Tested::new();
+        assert_eq!(
+            (tested.write(9, 1, 0xa1), tested.write(20, 2, 0xa2), tested.write(9, 1, 0xa3)),
+            (Ok(()), Ok(()), Ok(()))
+        );
+        assert_eq!((tested.requests(), tested.below().waits), (vec![], 0));
+        assert_eq!(tested.settle(), Ok(()));
+        let all = [(BLOCK_WRITE, 9, 512), (BLOCK_WRITE, 20, 1024), (BLOCK_WRITE, 9, 512)];
+        assert_eq!((tested.requests(), tested.below().waits), (all.to_vec(), 1));
+        assert_eq!(tested.below().bytes[9 * BLOCK], 0xa3);
+        assert_eq!((tested.settle(), tested.below().waits), (Ok(()), 1));
+        // A flush comes behind the writes.
+        assert_eq!(tested.write(5, 1, 1), Ok(()));
+        assert_eq!(tested.kernel.run(|| tested.disk.flush()), Ok(()));
+        assert_eq!(tested.requests(), [(BLOCK_WRITE, 5, 512), (BLOCK_FLUSH, 0, 0)]);
+    }
+
+    #[test]
+    fn a_read_finds_what_was_written() {
+        let mut tested = Tested::new();
+        assert_eq!(tested.read(8, 8), Ok((8..16).collect()));
+        assert_eq!(
+            (tested.write(10, 1, 0xb1), tested.write(10, 1, 0xb2), tested.write(40, 3, 0xb3)),
+            (Ok(()), Ok(()), Ok(()))
+        );
+        tested.requests();
+        // From the memory of the write, before the kernel has it.
+        assert_eq!((tested.read(10, 1), tested.read(41, 2)), (Ok(vec![0xb2]), Ok(vec![0xb3; 2])));
+        assert_eq!(tested.requests(), []);
+        // With what is around it, behind the write.
+        assert_eq!(tested.read(8, 4), Ok(vec![8, 9, 0xb2, 11]));
+        let writes = [(BLOCK_WRITE, 10, 512), (BLOCK_WRITE, 10, 512), (BLOCK_WRITE, 40, 1536)];
+        assert_eq!(tested.requests(), [&writes[..], &[(BLOCK_READ, 8, 4096)]].concat());
+        assert_eq!(tested.read(39, 3), Ok(vec![39, 0xb3, 0xb3]));
+    }
+
+    /// There is memory for seven requests: the driver waits when all of them are under way.
+    #[test]
+    fn more_writes_than_there_is_memory_for_wait() {
+        let mut tested = Tested::new();
+        for lba in 0..20 {
+            assert_eq!(tested.write(lba * 2, 1, lba as u8), Ok(()));
+        }
+        assert_eq!((tested.requests().len(), tested.below().waits), (14, 2));
+        assert_eq!(tested.write(100, 300, 0xcc), Ok(()));
+        assert_eq!(tested.settle(), Ok(()));
+        let large = [(BLOCK_WRITE, 100, 65536), (BLOCK_WRITE, 228, 65536), (BLOCK_WRITE, 356, 22528)];
+        assert_eq!(tested.requests()[6..], large);
+        assert_eq!(tested.below().bytes[399 * BLOCK..][..2 * BLOCK], [[0xcc; BLOCK], [144; BLOCK]].concat());
+    }
+
+    #[test]
+    fn a_write_that_fails_is_told_once_and_not_found() {
+        let mut tested = Tested::new();
+        tested.below().bad = vec![7];
+        assert_eq!((tested.write(7, 1, 1), tested.write(30, 1, 2)), (Ok(()), Ok(())));
+        assert_eq!((tested.settle(), tested.settle()), (Err(Refusal::NoAnswer), Ok(())));
+        assert_eq!(tested.read(7, 1), Err(Refusal::NoAnswer));
+        assert_eq!(tested.write(7, 1, 1), Ok(()));
+        assert_eq!(tested.kernel.run(|| tested.disk.flush()), Err(Refusal::NoAnswer));
+        assert_eq!(tested.settle(), Ok(()));
+    }
+
+    #[test]
+    fn a_bad_block_does_not_hide_those_around_it() {
+        let mut tested = Tested::new();
+        tested.below().bad = vec![7];
+        assert_eq!(tested.read(6, 1), Ok(vec![6]));
+        assert_eq!(tested.requests(), [(BLOCK_READ, 0, 4096), (BLOCK_READ, 6, 512)]);
+        assert_eq!(tested.read(7, 1), Err(Refusal::NoAnswer));
+        tested.below().bad = vec![];
+        assert_eq!(tested.read(7, 1), Ok(vec![7]));
+    }
+
+    #[test]
+    fn a_disk_that_is_gone_ends_each_wait() {
+        let mut tested = Tested::new();
+        tested.below().is_gone = true;
+        assert_eq!(tested.write(7, 1, 1), Ok(()));
+        assert_eq!(tested.read(20, 1), Err(Refusal::Invalid));
+        assert_eq!((tested.settle(), tested.settle()), (Err(Refusal::NoAnswer), Ok(())));
+        assert_eq!(tested.write(7, 1, 1), Ok(()));
+        assert_eq!((tested.settle(), tested.settle()), (Err(Refusal::Invalid), Ok(())));
+        // The driver may ask again.
+        tested.below().is_gone = false;
+        assert_eq!(tested.read(20, 1), Ok(vec![20]));
+    }
+}

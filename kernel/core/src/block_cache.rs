@@ -2,7 +2,8 @@
 //!
 //! **The disk gets writes one by one, in the order in which they were made**, so that a power cut
 //! leaves the content that a disk without a cache would have had a moment before. Two writes that
-//! follow each other become one if they are neighbours in the queue and on the disk.
+//! follow each other in the queue become one if the second continues the first one on the disk, or
+//! replaces its end.
 //!
 //! Blocks are kept in pages of 4 KiB, each of which knows which of its sectors are valid. A page is
 //! held, and not evicted, while a write of it waits or while it is being read from the disk: so the
@@ -31,6 +32,7 @@ const STREAMS: usize = 4;
 const WINDOWS: [usize; 2] = [64 << 10, 256 << 10];
 
 struct Page {
+    /// Memory for the whole page. It has no bytes until the page has content.
     bytes: Vec<u8>,
     /// A bit for each sector.
     valid: u8,
@@ -45,6 +47,41 @@ struct Page {
     is_used: bool,
 }
 
+impl Page {
+    /// Takes content from `start` on.
+    fn put(&mut self, start: usize, from: &[u8]) {
+        if from.len() == PAGE_BYTES {
+            self.bytes.clear();
+            self.bytes.extend_from_slice(from);
+        } else {
+            self.bytes.resize(PAGE_BYTES, 0);
+            copy(part(&mut self.bytes, start, from.len()), from);
+        }
+        self.valid |= sectors(start, from.len());
+    }
+
+    fn has(&self, wanted: u8) -> bool {
+        self.valid & wanted == wanted
+    }
+
+    /// Takes content that was `read` from the disk, if a read has held the page for it. Newer
+    /// content of the page replaces what was read.
+    fn end_fill(&mut self, start: usize, read: &mut [u8], is_held: bool) {
+        let takes = is_held && !self.is_spoiled;
+        if self.valid == 0 && takes {
+            return self.put(start, read);
+        }
+        for (sector, read) in read.chunks_mut(SECTOR).enumerate() {
+            let place = start + sector * SECTOR;
+            if self.has(sectors(place, SECTOR)) {
+                copy(read, part(&mut self.bytes, place, SECTOR));
+            } else if takes {
+                self.put(place, read);
+            }
+        }
+    }
+}
+
 struct Write {
     at: u64,
     bytes: Vec<u8>,
@@ -56,6 +93,14 @@ impl Write {
     fn end(&self) -> u64 {
         self.at + self.bytes.len() as u64
     }
+}
+
+/// Bytes for a write, with those of the last write that waits if it becomes one with it: where they
+/// begin, and how many there were before.
+struct Joined {
+    start: u64,
+    before: usize,
+    bytes: Vec<u8>,
 }
 
 /// Reads that follow one another.
@@ -102,7 +147,7 @@ pub struct Cache {
     hand: u64,
     waiting: VecDeque<Write>,
     waiting_bytes: usize,
-    /// Memory of a write that is done, for the next of the same length.
+    /// Memory of a read or write that is done, for the next of the same length.
     spare: Vec<u8>,
     /// The write that the disk has right now: where it begins, its length, and its number.
     under_way: Option<(u64, usize, u64)>,
@@ -122,15 +167,13 @@ fn pages_of(at: u64, len_bytes: usize) -> RangeInclusive<u64> {
     at / page..=(at + len_bytes.max(1) as u64 - 1) / page
 }
 
-/// Returns the parts of a range by page: the page, where the part begins in it, and its place in
+/// Returns the part of a range in one of its pages: where it begins in the page, and its place in
 /// the range.
-fn parts(at: u64, len_bytes: usize) -> impl Iterator<Item = (u64, usize, Range<usize>)> {
-    pages_of(at, len_bytes).map(move |page| {
-        let start = page * PAGE_BYTES as u64;
-        let from = at.max(start);
-        let to = (at + len_bytes as u64).min(start + PAGE_BYTES as u64);
-        (page, (from - start) as usize, (from - at) as usize..(to - at) as usize)
-    })
+fn part_in(page: u64, at: u64, len_bytes: usize) -> (usize, Range<usize>) {
+    let start = page * PAGE_BYTES as u64;
+    let from = at.max(start);
+    let to = (at + len_bytes as u64).min(start + PAGE_BYTES as u64);
+    ((from - start) as usize, (from - at) as usize..(to - at) as usize)
 }
 
 /// Returns the bits of the sectors of a part of a page.
@@ -205,15 +248,9 @@ impl Cache {
         self.under_way.is_some() || !self.waiting.is_empty()
     }
 
-    fn hold(&mut self, page: u64) {
-        if let Some(page) = self.pages.get_mut(&page) {
-            self.held_pages += usize::from(page.held == 0);
-            page.held += 1;
-        }
-    }
-
-    fn release(&mut self, page: u64) {
-        if let Some(page) = self.pages.get_mut(&page) {
+    /// Releases the pages of a range that a write has held.
+    fn release(&mut self, at: u64, len_bytes: usize) {
+        for page in self.pages.range_mut(pages_of(at, len_bytes)).map(|(_, page)| page) {
             page.held = page.held.saturating_sub(1);
             self.held_pages -= usize::from(page.held == 0);
         }
@@ -242,18 +279,17 @@ impl Cache {
         }
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(PAGE_BYTES).ok()?;
-        bytes.resize(PAGE_BYTES, 0);
         Some(bytes)
     }
 
-    /// Makes room for a page. Returns `false` if there is none.
-    fn have(&mut self, number: u64) -> bool {
-        if self.pages.contains_key(&number) {
-            return true;
+    /// Makes room for the pages of a range, until there is none.
+    fn make(&mut self, pages: RangeInclusive<u64>) {
+        let mut there = self.pages.range(pages.clone()).map(|(number, _)| *number).peekable();
+        let missing: Vec<u64> = pages.filter(|number| there.next_if_eq(number).is_none()).collect();
+        for number in missing {
+            let Some(bytes) = self.new_page() else { return };
+            self.pages.insert(number, Page { bytes, valid: 0, held: 0, coming: 0, is_spoiled: false, is_used: false });
         }
-        let Some(bytes) = self.new_page() else { return false };
-        self.pages.insert(number, Page { bytes, valid: 0, held: 0, coming: 0, is_spoiled: false, is_used: false });
-        true
     }
 
     /// Drops all pages that are not held.
@@ -278,8 +314,9 @@ impl Cache {
 
     /// Calls `mark` for the pages of these ranges, with the sectors of each.
     fn mark(&mut self, ranges: &[(u64, usize)], mark: impl Fn(&mut Page, u8)) {
-        for (number, start, range) in ranges.iter().flat_map(|(at, len_bytes)| parts(*at, *len_bytes)) {
-            if let Some(page) = self.pages.get_mut(&number) {
+        for (at, len_bytes) in ranges.iter().copied() {
+            for (number, page) in self.pages.range_mut(pages_of(at, len_bytes)) {
+                let (start, range) = part_in(*number, at, len_bytes);
                 mark(page, sectors(start, range.len()));
             }
         }
@@ -287,22 +324,29 @@ impl Cache {
 
     /// Copies the cached sectors of a range over `bytes`, which were read from the disk.
     pub fn overlay(&mut self, at: u64, bytes: &mut [u8]) {
-        for (number, start, range) in parts(at, bytes.len()) {
-            let Some(page) = self.pages.get_mut(&number) else { continue };
+        for (number, page) in self.pages.range_mut(pages_of(at, bytes.len())) {
+            let (start, range) = part_in(*number, at, bytes.len());
             for (sector, place) in range.step_by(SECTOR).enumerate() {
                 let from = start + sector * SECTOR;
-                if page.valid & sectors(from, SECTOR) != 0 {
+                if page.has(sectors(from, SECTOR)) {
                     copy(part(bytes, place, SECTOR), part(&mut page.bytes, from, SECTOR));
                 }
             }
         }
     }
 
-    fn has(&self, at: u64, len_bytes: usize) -> bool {
-        parts(at, len_bytes).all(|(number, start, range)| {
-            let wanted = sectors(start, range.len());
-            self.pages.get(&number).is_some_and(|page| page.valid & wanted == wanted)
+    /// Returns whether all pages of a range are here, and each one `is_so`: with the sectors of the
+    /// range in it.
+    fn all(&self, at: u64, len_bytes: usize, is_so: impl Fn(&Page, u8) -> bool) -> bool {
+        let mut there = self.pages.range(pages_of(at, len_bytes));
+        pages_of(at, len_bytes).all(|number| {
+            let (start, range) = part_in(number, at, len_bytes);
+            there.next().is_some_and(|(here, page)| *here == number && is_so(page, sectors(start, range.len())))
         })
+    }
+
+    fn has(&self, at: u64, len_bytes: usize) -> bool {
+        self.all(at, len_bytes, Page::has)
     }
 
     /// Hands the content of a range to `to`, piece by piece, each with its place in the range.
@@ -312,8 +356,8 @@ impl Cache {
             return false;
         }
         self.counts.hits += 1;
-        for (number, start, range) in parts(at, len_bytes) {
-            let Some(page) = self.pages.get_mut(&number) else { continue };
+        for (number, page) in self.pages.range_mut(pages_of(at, len_bytes)) {
+            let (start, range) = part_in(*number, at, len_bytes);
             page.is_used = true;
             to(range.start, part(&mut page.bytes, start, range.len()));
         }
@@ -327,11 +371,7 @@ impl Cache {
 
     /// Returns whether some of a range is not here, and all of that is being read from the disk.
     pub fn is_coming(&self, at: u64, len_bytes: usize) -> bool {
-        let comes = |(number, start, range): (u64, usize, Range<usize>)| {
-            let wanted = sectors(start, range.len());
-            self.pages.get(&number).is_some_and(|page| page.valid & wanted == wanted || page.coming > 0)
-        };
-        !self.has(at, len_bytes) && parts(at, len_bytes).all(comes)
+        !self.has(at, len_bytes) && self.all(at, len_bytes, |page, wanted| page.has(wanted) || page.coming > 0)
     }
 
     /// Begins to read a range from the disk, in whole pages. New pages are made only if the cache
@@ -340,17 +380,15 @@ impl Cache {
         let pages = pages_of(at, len_bytes);
         let at = pages.start() * PAGE_BYTES as u64;
         let end = ((pages.end() + 1) * PAGE_BYTES as u64).min(self.len_bytes);
+        if keeps {
+            self.make(pages.clone());
+        }
         let mut held = Vec::new();
-        for number in pages {
-            if keeps {
-                self.have(number);
-            }
-            if let Some(page) = self.pages.get_mut(&number) {
-                self.held_pages += usize::from(page.held == 0);
-                page.held += 1;
-                page.coming += 1;
-                held.push(number);
-            }
+        for (number, page) in self.pages.range_mut(pages) {
+            self.held_pages += usize::from(page.held == 0);
+            page.held += 1;
+            page.coming += 1;
+            held.push(*number);
         }
         Fill { at, len_bytes: end.saturating_sub(at) as usize, held }
     }
@@ -359,35 +397,18 @@ impl Cache {
     /// content of the cache replaces its sectors in `bytes`. The other sectors go into the pages
     /// that the read holds, unless they are old by now.
     pub fn end_fill(&mut self, fill: &Fill, bytes: Option<&mut [u8]>) {
-        if let Some(bytes) = bytes {
-            for (number, start, range) in parts(fill.at, fill.len_bytes) {
-                let Some(page) = self.pages.get_mut(&number) else { continue };
-                let is_held = fill.held.binary_search(&number).is_ok() && !page.is_spoiled;
-                let read = part(bytes, range.start, range.len());
-                if page.valid == 0 && is_held {
-                    copy(part(&mut page.bytes, start, read.len()), read);
-                    page.valid = sectors(start, read.len());
-                    continue;
-                }
-                for (sector, at) in range.step_by(SECTOR).enumerate() {
-                    let place = start + sector * SECTOR;
-                    let (kept, read) = (part(&mut page.bytes, place, SECTOR), part(bytes, at, SECTOR));
-                    let bit = sectors(place, SECTOR);
-                    if page.valid & bit != 0 {
-                        copy(read, kept);
-                    } else if is_held {
-                        copy(kept, read);
-                        page.valid |= bit;
-                    }
-                }
-            }
-        }
-        for number in &fill.held {
-            if let Some(page) = self.pages.get_mut(number) {
+        let bytes = bytes.unwrap_or(&mut []);
+        for (number, page) in self.pages.range_mut(pages_of(fill.at, fill.len_bytes)) {
+            let is_held = fill.held.binary_search(number).is_ok();
+            let (start, range) = part_in(*number, fill.at, fill.len_bytes);
+            // Without bytes, the read has failed.
+            page.end_fill(start, bytes.get_mut(range).unwrap_or(&mut []), is_held);
+            if is_held {
                 page.coming = page.coming.saturating_sub(1);
                 page.is_spoiled &= page.coming > 0;
+                page.held = page.held.saturating_sub(1);
+                self.held_pages -= usize::from(page.held == 0);
             }
-            self.release(*number);
         }
     }
 
@@ -422,47 +443,54 @@ impl Cache {
     /// is no room for it now.
     pub fn write(&mut self, at: u64, len_bytes: usize, fill: impl FnOnce(&mut [u8])) -> bool {
         let is_full = self.waiting_bytes + len_bytes > MOST_WAITING || self.held_pages > self.most_pages / 2;
-        if (is_full && self.is_dirty()) || !pages_of(at, len_bytes).all(|number| self.have(number)) {
+        if is_full && self.is_dirty() {
             return false;
         }
-        // Of the pages that this has made, none may have been evicted for another.
-        if !pages_of(at, len_bytes).all(|number| self.pages.contains_key(&number)) {
+        self.make(pages_of(at, len_bytes));
+        // There may be no room, or one of the pages may have been evicted for another.
+        if !self.all(at, len_bytes, |_, _| true) {
             return false;
         }
-        let Some(mut bytes) = self.bytes_for(at, len_bytes) else { return false };
-        let place = bytes.len() - len_bytes;
-        let start = at - place as u64;
+        let Some(Joined { start, before, mut bytes }) = self.bytes_for(at, len_bytes) else { return false };
+        let place = (at - start) as usize;
         fill(part(&mut bytes, place, len_bytes));
-        for (number, start, range) in parts(at, len_bytes) {
-            let Some(page) = self.pages.get_mut(&number) else { continue };
-            page.valid |= sectors(start, range.len());
-            copy(part(&mut page.bytes, start, range.len()), bytes.get(place + range.start..).unwrap_or(&[]));
-        }
         // A page that the last write holds is held once for both.
-        let is_held = |number: &u64| place > 0 && pages_of(start, place).contains(number);
-        pages_of(at, len_bytes).filter(|number| !is_held(number)).for_each(|number| self.hold(number));
-        self.waiting_bytes += len_bytes;
+        let is_held = |number: &u64| before > 0 && pages_of(start, before).contains(number);
+        for (number, page) in self.pages.range_mut(pages_of(at, len_bytes)) {
+            let (from, range) = part_in(*number, at, len_bytes);
+            page.put(from, bytes.get(place..).and_then(|bytes| bytes.get(range)).unwrap_or(&[]));
+            if !is_held(number) {
+                self.held_pages += usize::from(page.held == 0);
+                page.held += 1;
+            }
+        }
+        self.waiting_bytes += bytes.len() - before;
         self.last += 1;
         self.counts.writes += 1;
         self.waiting.push_back(Write { at: start, bytes, number: self.last });
         true
     }
 
-    /// Returns bytes with room for a write at their end: behind those of the last write that waits,
-    /// if this one continues it.
-    fn bytes_for(&mut self, at: u64, len_bytes: usize) -> Option<Vec<u8>> {
-        let continues = |last: &&mut Write| last.end() == at && last.bytes.len() + len_bytes <= MOST_AT_ONCE;
-        if let Some(last) = self.waiting.back_mut().filter(continues) {
-            last.bytes.try_reserve(len_bytes).ok()?;
-            let mut bytes = self.waiting.pop_back()?.bytes;
-            bytes.resize(bytes.len() + len_bytes, 0);
-            return Some(bytes);
+    /// Returns bytes with room for a write at their end: those of the last write that waits, if
+    /// this one continues it, or replaces its end. A disk that loses its power in the middle of
+    /// such a write has no later part of it without the earlier ones.
+    fn bytes_for(&mut self, at: u64, len_bytes: usize) -> Option<Joined> {
+        let end = at + len_bytes as u64;
+        let joins = |last: &&mut Write| {
+            (last.at..=last.end()).contains(&at) && end >= last.end() && end - last.at <= MOST_AT_ONCE as u64
+        };
+        if let Some(last) = self.waiting.back_mut().filter(joins) {
+            let (before, all) = (last.bytes.len(), (end - last.at) as usize);
+            last.bytes.try_reserve(all - before).ok()?;
+            let Write { at: start, mut bytes, .. } = self.waiting.pop_back()?;
+            bytes.resize(all, 0);
+            return Some(Joined { start, before, bytes });
         }
         self.waiting.try_reserve(1).ok()?;
-        let mut bytes = if self.spare.len() == len_bytes { core::mem::take(&mut self.spare) } else { Vec::new() };
+        let mut bytes = self.spare(len_bytes).unwrap_or_default();
         bytes.try_reserve_exact(len_bytes.saturating_sub(bytes.len())).ok()?;
         bytes.resize(len_bytes, 0);
-        Some(bytes)
+        Some(Joined { start: at, before: 0, bytes })
     }
 
     /// Returns the next write for the disk: where it begins, and its bytes. There is none while the
@@ -479,13 +507,24 @@ impl Cache {
     /// Notes that the disk has done the write that it had, with these `bytes`.
     pub fn written(&mut self, bytes: Vec<u8>) {
         let Some((at, len_bytes, number)) = self.under_way.take() else { return };
-        if bytes.len() == MOST_AT_ONCE {
-            self.spare = bytes;
-        }
+        self.keep_spare(bytes);
         self.done = number;
         self.waiting_bytes = self.waiting_bytes.saturating_sub(len_bytes);
         self.counts.disk_writes += 1;
-        pages_of(at, len_bytes).for_each(|number| self.release(number));
+        self.release(at, len_bytes);
+    }
+
+    /// Takes the memory of a read or write that is done, if it was of this length: a length that is
+    /// often needed, in one piece. It has old bytes.
+    pub fn spare(&mut self, len_bytes: usize) -> Option<Vec<u8>> {
+        (self.spare.len() == len_bytes).then(|| core::mem::take(&mut self.spare)).filter(|spare| !spare.is_empty())
+    }
+
+    /// Keeps the memory of a read or write that is done.
+    pub fn keep_spare(&mut self, bytes: Vec<u8>) {
+        if bytes.len() == MOST_AT_ONCE {
+            self.spare = bytes;
+        }
     }
 
     /// Notes that the disk has failed to do the write that it had. Drops all writes that wait
@@ -500,7 +539,7 @@ impl Cache {
             page.valid &= !sectors;
             page.is_spoiled = page.coming > 0;
         });
-        lost.iter().flat_map(|(at, len_bytes)| pages_of(*at, *len_bytes)).for_each(|number| self.release(number));
+        lost.iter().for_each(|(at, len_bytes)| self.release(*at, *len_bytes));
         self.done = self.last;
         core::mem::take(&mut self.waiting_bytes)
     }
@@ -562,6 +601,34 @@ mod tests {
         assert_eq!(writes, [(0, 1, 1024), (8192, 3, 512), (1024, 4, 512), (0, 5, 512)]);
         assert_eq!((cache.done(), cache.last(), cache.is_dirty(), cache.held_pages), (5, 5, false, 0));
         assert_eq!(cache.counts().disk_writes, 4);
+    }
+
+    /// A directory's block is written once for all names that are put into it meanwhile.
+    #[test]
+    fn the_end_of_the_last_write_is_replaced() {
+        let mut cache = Cache::new(1 << 20, 64);
+        let first = [(0, 1, 512), (0, 2, 512), (0, 3, 1024), (512, 4, 1024)];
+        // Neither the beginning of the last write alone, nor a write before that one.
+        let others = [(0, 5, 512), (4096, 6, 1024), (3584, 7, 512), (0, 8, 65536), (512, 9, 65536)];
+        for (at, byte, len_bytes) in first.into_iter().chain(others) {
+            assert!(put(&mut cache, at, &vec![byte; len_bytes]));
+        }
+        assert_eq!(cache.waiting_bytes, 1536 + 512 + 1024 + 512 + 2 * 65536);
+        let mut writes = vec![];
+        while let Some((at, bytes)) = cache.next_write() {
+            writes.push((at, bytes[0], bytes[bytes.len() - 1], bytes.len()));
+            cache.written(bytes);
+        }
+        let expected = [
+            (0, 3, 4, 1536),
+            (0, 5, 5, 512),
+            (4096, 6, 6, 1024),
+            (3584, 7, 7, 512),
+            (0, 8, 8, 65536),
+            (512, 9, 9, 65536),
+        ];
+        assert_eq!(writes, expected);
+        assert_eq!((cache.done(), cache.held_pages, cache.waiting_bytes), (9, 0, 0));
     }
 
     /// Old content that was on its way from the disk does not replace content that was written

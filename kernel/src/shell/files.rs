@@ -227,6 +227,12 @@ pub async fn umount_all() {
             println!("{error}");
         }
     }
+    // A filesystem's driver that was ended for good has left writes to the kernel.
+    for cache in cache::dirty() {
+        if let Err(error) = with_timeout(LIMIT, cache.settle()).await.unwrap_or_else(|_| Err(late())) {
+            println!("{}: {error}", cache.name());
+        }
+    }
 }
 
 pub async fn sync(arguments: Arguments<'_>) -> Outcome {

@@ -45,7 +45,7 @@ pub struct Cache {
     ahead: Mutex<VecDeque<(u64, usize)>>,
     reads_ahead: AtomicUsize,
     is_writing: AtomicBool,
-    /// Set when a write has failed, until the driver that uses the cache was told of it: until then
+    /// Set when a write has failed, until the driver that uses the cache has flushed it: until then
     /// it can write nothing.
     has_failed: AtomicBool,
     /// Set when a write has failed, until a person was told of it: the driver may be ended before
@@ -111,6 +111,11 @@ fn all() -> Vec<Arc<Cache>> {
     CACHES.lock().clone()
 }
 
+/// Returns the caches with writes that their disks do not have yet.
+pub fn dirty() -> Vec<Arc<Cache>> {
+    all().into_iter().filter(|cache| cache.pages.lock().is_dirty()).collect()
+}
+
 /// Returns the disk of each cache, the number of bytes that the cache has of it, and its counts.
 pub fn state() -> Vec<(String, usize, Counts)> {
     let state = |cache: &Arc<Cache>| {
@@ -161,6 +166,11 @@ fn has_room_for(len_bytes: usize) -> bool {
 }
 
 impl Cache {
+    /// Returns the name of its disk.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Returns the place of `len_bytes` bytes from a block on; `None` if they are not all on the
     /// disk.
     fn place(&self, lba: u64, len_bytes: usize) -> Option<u64> {
@@ -253,11 +263,16 @@ impl Cache {
         let fill = self.pages.lock().begin_fill(at, len_bytes, keeps);
         let (at, len_bytes) = (fill.at, fill.len_bytes);
         let mut filling = Filling { cache: self, fill: Some(fill) };
-        let mut bytes = room_for(len_bytes).await?;
+        let spare = self.pages.lock().spare(len_bytes);
+        let mut bytes = match spare {
+            Some(bytes) => bytes,
+            None => room_for(len_bytes).await?,
+        };
         let disk = self.disk().await?;
         disk.read(at / self.block_bytes as u64, &mut bytes).await?;
         filling.end(Some(&mut bytes));
         to(&bytes);
+        self.pages.lock().keep_spare(bytes);
         Ok(())
     }
 
@@ -282,6 +297,8 @@ impl Cache {
                 reclaim();
                 Timer::after_millis(PAUSE_MS).await;
             } else {
+                // Nothing that was written later overtakes it.
+                self.has_failed.store(true, Ordering::Release);
                 return Err("out of memory: there is no room for a write right now".into());
             }
         }

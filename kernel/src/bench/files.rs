@@ -111,7 +111,7 @@ async fn measure(
     let _alone = alone();
     let mut outcome = Ok(());
     // The first sample of each ring fills caches, and is left out.
-    'all: for number in 0..=SAMPLES {
+    'all: for number in 0..=plan.samples.unwrap_or(SAMPLES) {
         for (ring, row) in rings.iter().zip(&mut rows) {
             set_rings(drivers, &[*ring; 2]).await;
             match sample(work, mount).await {

@@ -136,6 +136,8 @@ pub struct Plan<'a> {
     pub kind: Option<DomainKind>,
     /// The only batch of whole operations, if not all.
     pub batch: Option<usize>,
+    /// The number of samples of whole operations, if not each row's own.
+    pub samples: Option<usize>,
     /// Whether each sample follows a discarded sample. The samples of two rings alternate, and the
     /// other ring's crossings empty QEMU's TLB. A kind of domain that is compared with them is
     /// measured in the same way.
@@ -159,7 +161,7 @@ impl Plan<'_> {
         row: impl Fn() -> Row,
     ) -> Result<Vec<Row>, String> {
         let rings: Vec<Ring> = self.rings().collect();
-        alternate_in(&rings, self.warms, handle, count, sample, row)
+        alternate_in(&rings, self.warms, handle, self.samples.unwrap_or(count), sample, row)
     }
 
     /// Returns the rings to measure, in the order in which samples alternate.

@@ -342,7 +342,7 @@ static GROUPS: &[Group] = &[
             #[cfg(feature = "bench")]
             command!(
                 "bench",
-                "bench [NAME] [--instructions] [--ring 0|1] [--kind K] [--batch N]",
+                "bench [NAME] [--instructions] [--ring 0|1] [--kind K] [--batch N] [--samples N]",
                 "what protection costs, in both rings: all, or names that begin so",
                 "bench gate",
                 bench

@@ -190,7 +190,8 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
 
 #[cfg(feature = "bench")]
 pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
-    let mut plan = Plan { prefix: "", mode: Mode::Time, ring: None, kind: None, batch: None, warms: false };
+    let mut plan =
+        Plan { prefix: "", mode: Mode::Time, ring: None, kind: None, batch: None, samples: None, warms: false };
     while let Some(word) = arguments.optional() {
         match word {
             "--instructions" => plan.mode = Mode::Instructions,
@@ -200,6 +201,10 @@ pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
             }
             "--kind" => plan.kind = Some(super::modules::parse_kind(&mut arguments)?),
             "--batch" => plan.batch = Some(arguments.number::<u16>("the batch")?.into()),
+            "--samples" => match arguments.number::<u8>("the number of samples")? {
+                0 => return arguments.wrong("a row has one sample at least"),
+                samples => plan.samples = Some(samples.into()),
+            },
             word => plan.prefix = word,
         }
     }

@@ -8,6 +8,7 @@ extern crate alloc;
 #[cfg(test)]
 mod tests;
 
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use ringfence_sdk::block::BufferedDisk;
@@ -47,10 +48,13 @@ impl TYPE {
 impl Filesystem for TYPE {
     type Node = FileKind;
 
+    fn disk() -> String {
+        DISK.get()
+    }
+
     /// A filesystem checks here that the disk has its format, and refuses another with
     /// `Refusal::Invalid`.
-    fn mount() -> Result<TYPE> {
-        let mut disk = BufferedDisk::open(&DISK.get())?;
+    fn mount(disk: BufferedDisk) -> Result<TYPE> {
         let mut first = vec![0; disk.info().block_bytes as usize];
         disk.read(0, &mut first)?;
         Ok(TYPE { first })

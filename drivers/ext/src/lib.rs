@@ -49,12 +49,16 @@ enum Node {
 impl Filesystem for Ext {
     type Node = Node;
 
-    fn mount() -> Result<Ext> {
+    fn disk() -> String {
+        DISK.get()
+    }
+
+    fn mount(disk: BufferedDisk) -> Result<Ext> {
         let refused = |error: Ext4Error| {
             log::error!("{}: {error}", DISK.get());
             Refusal::Invalid
         };
-        let mut blocks = Blocks::new(BufferedDisk::open(&DISK.get())?);
+        let mut blocks = Blocks::new(disk);
         let space = blocks.space()?;
         let filesystem = Ext4::load(Box::new(blocks)).map_err(refused)?;
         Ok(Ext { filesystem, space })

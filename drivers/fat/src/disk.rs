@@ -1,12 +1,10 @@
 //! The disk, as the crate sees it.
 
-use alloc::rc::Rc;
-use core::cell::RefCell;
 use core::fmt;
 use hadris_io::{Error, ErrorKind, ErrorType};
 use hadris_storage::sync::BlockDevice;
 use hadris_storage::{BlockIndex, BlockSize};
-use ringfence_sdk::block::{BLOCK_READ_ONLY, BlockInfo, BufferedDisk};
+use ringfence_sdk::block::{BLOCK_READ_ONLY, BufferedDisk};
 use ringfence_sdk::{Refusal, Result};
 
 /// The disk has failed.
@@ -21,31 +19,23 @@ impl fmt::Display for Failed {
 
 impl core::error::Error for Failed {}
 
-/// The blocks of a disk. Copies are the same disk: the crate has one, the driver another.
-#[derive(Clone)]
+/// The blocks of a disk.
 pub struct Blocks {
-    disk: Rc<RefCell<BufferedDisk>>,
-    info: BlockInfo,
+    disk: BufferedDisk,
     block_size: BlockSize,
 }
 
 impl Blocks {
     pub fn new(disk: BufferedDisk) -> Result<Blocks> {
-        let info = disk.info();
-        let block_size = BlockSize::new(info.block_bytes).ok_or(Refusal::Invalid)?;
-        Ok(Blocks { disk: Rc::new(RefCell::new(disk)), info, block_size })
-    }
-
-    /// Waits until the kernel has all writes.
-    pub fn settle(&self) -> Result<()> {
-        self.disk.borrow_mut().settle()
+        let block_size = BlockSize::new(disk.info().block_bytes).ok_or(Refusal::Invalid)?;
+        Ok(Blocks { disk, block_size })
     }
 
     /// Checks that all of `len_bytes` bytes from a block on are on the disk.
     fn check(&self, first: BlockIndex, len_bytes: usize) -> core::result::Result<(), Error<Failed>> {
         let blocks = (len_bytes as u64).div_ceil(self.block_size.get().into());
         match first.get().checked_add(blocks) {
-            Some(end) if end <= self.info.blocks => Ok(()),
+            Some(end) if end <= self.disk.info().blocks => Ok(()),
             _ => Err(Error::new(ErrorKind::Corrupt, "it leads beyond the end of the disk")),
         }
     }
@@ -65,24 +55,24 @@ impl BlockDevice for Blocks {
     }
 
     fn block_count(&self) -> u64 {
-        self.info.blocks
+        self.disk.info().blocks
     }
 
     fn writable(&self) -> bool {
-        self.info.flags & BLOCK_READ_ONLY == 0
+        self.disk.info().flags & BLOCK_READ_ONLY == 0
     }
 
     fn read_blocks(&mut self, first: BlockIndex, to: &mut [u8]) -> core::result::Result<(), Error<Failed>> {
         self.check(first, to.len())?;
-        said(self.disk.borrow_mut().read(first.get(), to))
+        said(self.disk.read(first.get(), to))
     }
 
     fn write_blocks(&mut self, first: BlockIndex, from: &[u8]) -> core::result::Result<(), Error<Failed>> {
         self.check(first, from.len())?;
-        said(self.disk.borrow_mut().write(first.get(), from))
+        said(self.disk.write(first.get(), from))
     }
 
     fn flush(&mut self) -> core::result::Result<(), Error<Failed>> {
-        said(self.disk.borrow_mut().flush())
+        said(self.disk.flush())
     }
 }

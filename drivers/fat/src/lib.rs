@@ -2,8 +2,9 @@
 //! the crate `hadris-fat`: `insmod fat disk=disk0`, or `mount disk0 /mnt`.
 //!
 //! The crate orders its writes so that an end between two of them leaves the same faults as a power
-//! cut: clusters that belong to no file, or a file under two names. Everything it changes goes to
-//! the disk at once, except the length of an open file; [`Fat::write`] has it written as well.
+//! cut: clusters that belong to no file, or a file under two names. Everything it changes is
+//! written in the request, except the length of an open file; [`Fat::write`] has it written as
+//! well.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -11,6 +12,7 @@ extern crate alloc;
 
 mod disk;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use disk::{Blocks, Failed};
 use hadris_fat::sync::FatFs;
@@ -48,7 +50,6 @@ const CACHE: CacheOptions = CacheOptions::new().with_chain_positions(64).with_bl
 
 struct Fat {
     volume: FatFs<Blocks>,
-    disk: Blocks,
     /// The files that are open, each as often as it is. A file has several names for FAT, which
     /// does not tell `a` from `A`.
     open: Vec<NodeId>,
@@ -57,14 +58,17 @@ struct Fat {
 impl Filesystem for Fat {
     type Node = NodeId;
 
-    fn mount() -> Result<Fat> {
+    fn disk() -> String {
+        DISK.get()
+    }
+
+    fn mount(disk: BufferedDisk) -> Result<Fat> {
         let mut options = MountOptions::new().with_node_limit(MOST_NODES);
         if READ_ONLY.get() {
             options = options.read_only();
         }
-        let disk = Blocks::new(BufferedDisk::open(&DISK.get())?)?;
-        match FatFs::mount(disk.clone(), options) {
-            Ok(volume) => Ok(Fat { volume: volume.with_cache(CACHE), disk, open: Vec::new() }),
+        match FatFs::mount(Blocks::new(disk)?, options) {
+            Ok(volume) => Ok(Fat { volume: volume.with_cache(CACHE), open: Vec::new() }),
             Err(error) => {
                 log::error!("{}: {error}", DISK.get());
                 Err(Refusal::Invalid)
@@ -180,10 +184,6 @@ impl Filesystem for Fat {
 
     fn sync(&mut self) -> Outcome<()> {
         self.volume.sync().map_err(said)
-    }
-
-    fn settle(&mut self) -> Outcome<()> {
-        self.disk.settle().map_err(|_| FsError::Device)
     }
 }
 

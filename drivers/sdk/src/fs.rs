@@ -1,15 +1,19 @@
 //! Drivers of filesystems. Such a driver uses a disk, and offers the files on it.
 //!
 //! A filesystem implements [`Filesystem`], one method for each thing that the kernel asks for;
-//! [`FsDriver`] makes a driver of it. The methods may wait for the disk
-//! ([`BufferedDisk`](crate::block::BufferedDisk)): meanwhile the kernel and all other drivers run.
+//! [`FsDriver`] makes a driver of it. The methods may wait for the disk ([`BufferedDisk`]):
+//! meanwhile the kernel and all other drivers run.
 //!
-//! **A request is completed when the kernel has all its writes** ([`Filesystem::settle`]). Then the
-//! driver may be ended at any time, and its successor has lost no change that was reported done.
+//! **A request is completed when the kernel has all its writes.** Then the driver may be ended at
+//! any time, and its successor has lost no change that was reported done. When a write fails, the
+//! request fails, and the filesystem is mounted again before the next one: what it knows of the
+//! disk's content may be ahead of the disk.
 
+use crate::block::BufferedDisk;
 use crate::class::{self, Protocol, Requests};
 use crate::shared::text_of;
-use crate::{Driver, Events, Refusal, Reply, Result};
+use crate::{Driver, Events, Reply, Result};
+use alloc::string::String;
 use alloc::vec::Vec;
 use ringfence_abi::fs::{
     COMPLETE, FS_CREATE, FS_MAX_NAME, FS_REQUESTS, FS_TRUNCATE, FsEntry, FsOutcome, FsRequest, Operation, QUEUE_BYTES,
@@ -108,12 +112,14 @@ pub trait Filesystem: Sized + 'static {
     /// An open file or directory.
     type Node;
 
-    /// Opens the disk, and finds the filesystem on it.
+    /// Returns the name of the disk that the filesystem is on.
+    fn disk() -> String;
+
+    /// Finds the filesystem on its disk.
     ///
     /// # Errors
-    /// [`Refusal::NotFound`](crate::Refusal::NotFound) if there is no such disk,
-    /// [`Refusal::Invalid`](crate::Refusal::Invalid) if it has no filesystem of this format.
-    fn mount() -> Result<Self>;
+    /// [`Refusal::Invalid`](crate::Refusal::Invalid) if the disk has no filesystem of this format.
+    fn mount(disk: BufferedDisk) -> Result<Self>;
 
     /// Describes the filesystem to the kernel.
     fn info(&mut self) -> FsInfo;
@@ -175,15 +181,6 @@ pub trait Filesystem: Sized + 'static {
     fn sync(&mut self) -> Outcome<()> {
         Ok(())
     }
-
-    /// Waits until the kernel has all writes ([`BufferedDisk`](crate::block::BufferedDisk)). It is
-    /// called before each request is completed, with or without an error.
-    ///
-    /// # Errors
-    /// [`FsError::Device`] if one of them has failed: then the request has failed as well.
-    fn settle(&mut self) -> Outcome<()> {
-        Ok(())
-    }
 }
 
 /// The class of filesystems.
@@ -216,7 +213,9 @@ impl Protocol for Fs {
 
 /// The driver of a [`Filesystem`].
 pub struct FsDriver<F: Filesystem> {
-    filesystem: F,
+    disk: BufferedDisk,
+    /// The filesystem; `None` if a write has failed, until the next request.
+    filesystem: Option<F>,
     channel: Requests<Fs>,
     /// The open files and directories, by the kernel's numbers.
     open: Vec<(u64, F::Node)>,
@@ -226,10 +225,12 @@ pub struct FsDriver<F: Filesystem> {
 
 impl<F: Filesystem> Driver for FsDriver<F> {
     fn init() -> Result<Self> {
-        let mut filesystem = F::mount()?;
-        filesystem.settle().map_err(|_| Refusal::NoAnswer)?;
-        let channel = Requests::offer(&filesystem.info())?;
-        Ok(FsDriver { filesystem, channel, open: Vec::new(), is_saved: false })
+        let disk = BufferedDisk::open(&F::disk())?;
+        let mut filesystem = F::mount(disk.clone())?;
+        let info = filesystem.info();
+        disk.settle()?;
+        let channel = Requests::offer(&info)?;
+        Ok(FsDriver { disk, filesystem: Some(filesystem), channel, open: Vec::new(), is_saved: false })
     }
 
     fn poll(&mut self, _: Events) -> Reply {
@@ -238,8 +239,7 @@ impl<F: Filesystem> Driver for FsDriver<F> {
             && let Some((ticket, request)) = self.channel.take()
         {
             let outcome = self.carry_out(&ticket, &request);
-            let settled = self.filesystem.settle();
-            let outcome = outcome.and_then(|outcome| settled.map(|()| outcome));
+            let outcome = self.settled(outcome);
             let outcome = outcome.unwrap_or_else(|error| FsOutcome { status: error as u32, ..FsOutcome::default() });
             self.channel.complete(ticket, &outcome);
         }
@@ -255,8 +255,8 @@ impl<F: Filesystem> Driver for FsDriver<F> {
     }
 
     fn exit(&mut self) {
-        for (_, node) in core::mem::take(&mut self.open) {
-            self.filesystem.close(node);
+        if let Some(filesystem) = &mut self.filesystem {
+            core::mem::take(&mut self.open).into_iter().for_each(|(_, node)| filesystem.close(node));
         }
         self.write_out();
     }
@@ -268,16 +268,31 @@ fn described(stat: Stat) -> FsOutcome {
 
 impl<F: Filesystem> FsDriver<F> {
     fn write_out(&mut self) {
-        let synced = self.filesystem.sync();
-        let settled = self.filesystem.settle();
-        if let Err(error) = synced.and(settled) {
+        let synced = self.filesystem.as_mut().map_or(Ok(()), Filesystem::sync);
+        if let Err(error) = self.settled(synced) {
             log::error!("the last writes are not on the disk: {}", error.words());
         }
     }
 
+    /// Waits until the kernel has all writes. Returns the outcome of the request that has made
+    /// them.
+    fn settled<T>(&mut self, outcome: Outcome<T>) -> Outcome<T> {
+        if self.disk.settle().is_ok() {
+            return outcome;
+        }
+        // The kernel does not hear of open files that it must open again.
+        (self.filesystem, self.open) = (None, Vec::new());
+        self.disk.begin_again();
+        outcome.and(Err(FsError::Device))
+    }
+
     fn carry_out(&mut self, ticket: &class::Ticket<Fs>, request: &FsRequest) -> Outcome<FsOutcome> {
         let operation = Operation::of(request.operation).ok_or(FsError::Unsupported)?;
-        let Self { filesystem, channel, open, .. } = self;
+        let Self { disk, filesystem, channel, open, .. } = self;
+        let filesystem = match filesystem {
+            Some(filesystem) => filesystem,
+            None => filesystem.insert(F::mount(disk.clone()).map_err(|_| FsError::Device)?),
+        };
         let find = |open: &Vec<(u64, F::Node)>| open.iter().position(|(number, _)| *number == request.node);
         let at = || find(open).ok_or(FsError::Stale);
         // SAFETY: the data of files is in no device's reach: blocks are copied from it and to it.

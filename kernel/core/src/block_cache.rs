@@ -3,7 +3,7 @@
 //! **The disk gets writes one by one, in the order in which they were made**, so that a power cut
 //! leaves the content that a disk without a cache would have had a moment before. Two writes that
 //! follow each other in the queue become one if the second continues the first one on the disk, or
-//! replaces its end.
+//! replaces its last sector.
 //!
 //! Blocks are kept in pages of 4 KiB, each of which knows which of its sectors are valid. A page is
 //! held, and not evicted, while a write of it waits or while it is being read from the disk: so the
@@ -472,12 +472,14 @@ impl Cache {
     }
 
     /// Returns bytes with room for a write at their end: those of the last write that waits, if
-    /// this one continues it, or replaces its end. A disk that loses its power in the middle of
-    /// such a write has no later part of it without the earlier ones.
+    /// this one continues it, or replaces its last sector. A disk that loses its power in the
+    /// middle of such a write has no later sector of it without the earlier ones, as if there were
+    /// two.
     fn bytes_for(&mut self, at: u64, len_bytes: usize) -> Option<Joined> {
         let end = at + len_bytes as u64;
         let joins = |last: &&mut Write| {
-            (last.at..=last.end()).contains(&at) && end >= last.end() && end - last.at <= MOST_AT_ONCE as u64
+            let is_next = (last.at..=last.end()).contains(&at) && last.end() - at <= SECTOR as u64;
+            is_next && end >= last.end() && end - last.at <= MOST_AT_ONCE as u64
         };
         if let Some(last) = self.waiting.back_mut().filter(joins) {
             let (before, all) = (last.bytes.len(), (end - last.at) as usize);
@@ -605,30 +607,25 @@ mod tests {
 
     /// A directory's block is written once for all names that are put into it meanwhile.
     #[test]
-    fn the_end_of_the_last_write_is_replaced() {
+    fn the_last_sector_of_the_last_write_is_replaced() {
         let mut cache = Cache::new(1 << 20, 64);
         let first = [(0, 1, 512), (0, 2, 512), (0, 3, 1024), (512, 4, 1024)];
-        // Neither the beginning of the last write alone, nor a write before that one.
-        let others = [(0, 5, 512), (4096, 6, 1024), (3584, 7, 512), (0, 8, 65536), (512, 9, 65536)];
+        // Neither the beginning of the last write alone, nor a write before that one, nor more than
+        // a sector, nor with more bytes than one write has.
+        let others = [(0, 5, 512), (4096, 6, 1024), (3584, 7, 512), (0, 8, 1024), (0, 8, 65536), (65024, 9, 1024)];
         for (at, byte, len_bytes) in first.into_iter().chain(others) {
             assert!(put(&mut cache, at, &vec![byte; len_bytes]));
         }
-        assert_eq!(cache.waiting_bytes, 1536 + 512 + 1024 + 512 + 2 * 65536);
+        assert_eq!(cache.waiting_bytes, 1536 + 512 + 1024 + 512 + 1024 + 65536 + 1024);
         let mut writes = vec![];
         while let Some((at, bytes)) = cache.next_write() {
             writes.push((at, bytes[0], bytes[bytes.len() - 1], bytes.len()));
             cache.written(bytes);
         }
-        let expected = [
-            (0, 3, 4, 1536),
-            (0, 5, 5, 512),
-            (4096, 6, 6, 1024),
-            (3584, 7, 7, 512),
-            (0, 8, 8, 65536),
-            (512, 9, 9, 65536),
-        ];
+        let first = [(0, 3, 4, 1536), (0, 5, 5, 512), (4096, 6, 6, 1024), (3584, 7, 7, 512)];
+        let expected = [&first[..], &[(0, 8, 8, 1024), (0, 8, 8, 65536), (65024, 9, 9, 1024)]].concat();
         assert_eq!(writes, expected);
-        assert_eq!((cache.done(), cache.held_pages, cache.waiting_bytes), (9, 0, 0));
+        assert_eq!((cache.done(), cache.held_pages, cache.waiting_bytes), (10, 0, 0));
     }
 
     /// Old content that was on its way from the disk does not replace content that was written
@@ -756,15 +753,25 @@ mod tests {
         assert_eq!(cache.ahead(968 << 10, 56 << 10), None);
     }
 
+    /// Returns `disk` with these bytes at `at`.
+    fn with(disk: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut disk = disk.to_vec();
+        disk[at..at + bytes.len()].copy_from_slice(bytes);
+        disk
+    }
+
     proptest! {
         /// Reads see the last write, the pages stay few, and at each moment the disk is as it would
-        /// be with the first so many writes, whole: also while it has a write, and when one fails.
+        /// be with the first so many writes, and the beginning of the next: also in the middle of a
+        /// write, and when one fails.
         #[test]
         fn it_is_a_disk(steps in proptest::collection::vec((0u8..12, 0u64..120, 1usize..12, any::<u8>()), 1..300)) {
             const LEN: usize = 64 << 10;
             let mut cache = Cache::new(LEN as u64, 6);
             let (mut disk, mut newest) = (vec![0u8; LEN], vec![0u8; LEN]);
             let mut history = vec![newest.clone()];
+            // The write behind each state: where it begins, and its bytes.
+            let mut writes: Vec<(usize, Vec<u8>)> = vec![];
             let mut fills: Vec<(Fill, Vec<u8>)> = vec![];
             let mut under_way: Option<(u64, Vec<u8>)> = None;
             for (step, block, blocks, byte) in steps {
@@ -776,12 +783,22 @@ mod tests {
                         if put(&mut cache, at, &vec![byte; len_bytes]) {
                             newest[range].fill(byte);
                             history.push(newest.clone());
+                            writes.push((at as usize, vec![byte; len_bytes]));
                         }
                     }
                     3 | 4 => prop_assert_eq!(&read(&mut cache, &disk, at, len_bytes), &newest[range]),
                     5 => under_way = under_way.take().or_else(|| cache.next_write()),
                     6 | 7 => {
                         if let Some((at, bytes)) = under_way.take() {
+                            // The power may be cut in the middle.
+                            let cut = usize::from(byte) * SECTOR % bytes.len();
+                            let torn = with(&disk, at as usize, &bytes[..cut]);
+                            let is_possible = (cache.done() as usize..writes.len()).any(|number| {
+                                let (at, bytes) = &writes[number];
+                                let done = (0..=bytes.len()).step_by(SECTOR);
+                                done.into_iter().any(|done| with(&history[number], *at, &bytes[..done]) == torn)
+                            });
+                            prop_assert!(is_possible, "{cut} bytes of {} at {at}", bytes.len());
                             disk[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
                             cache.written(bytes);
                             prop_assert!(disk == history[cache.done() as usize]);
@@ -795,6 +812,7 @@ mod tests {
                             newest = disk.clone();
                             history.resize(cache.done() as usize, vec![]);
                             history.push(newest.clone());
+                            writes.resize(cache.done() as usize, (0, vec![]));
                         }
                     }
                     9 if fills.len() < 2 => {

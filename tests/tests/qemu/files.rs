@@ -616,6 +616,31 @@ fn a_hostile_filesystem_harms_nobody() {
     assert_intact(&text);
 }
 
+/// After a write that the disk does not do, a filesystem is as the disk is, and goes on.
+#[test]
+fn a_filesystem_goes_on_after_a_write_that_fails() {
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 16 << 10, 16);
+    let content = noise(4_000_000, 11);
+    image.put("big", &content).unwrap();
+    let rules = directory.path().join("failing");
+    // A block of the first copy, behind the tables and the 7,813 blocks of the file.
+    let rule = "[inject-error]\nevent = \"write_aio\"\nerrno = \"5\"\nsector = \"8500\"\nonce = \"on\"\n";
+    std::fs::write(&rules, rule).unwrap();
+    let script = "mount disk0 /mnt; fails cp /mnt/big /mnt/copy; fails sync; ls /mnt; cp /mnt/big /mnt/other; sync; \
+                  sha256sum /mnt/other; umount /mnt";
+    let mut machine = with_image(script, image.path().unwrap());
+    machine.disk_errors = Some(rules);
+    let text = boot_well(&machine);
+    assert_says(&text, "are not written: ");
+    assert_eq!(text.data(), [(4_000_000, sum(&content))]);
+    assert!(text.faults("fat").is_empty(), "{text}");
+    // What the copy had is lost, and nothing else; and the filesystem is not marked as clean.
+    assert!(image.faults().unwrap().iter().any(|fault| fault.starts_with("Dirty bit is set.")));
+    assert_as_after_a_power_cut(&image);
+    assert!(image.get("other").unwrap() == content && image.get("big").unwrap() == content);
+}
+
 /// A small write that there is room for does not overtake a large one of the same driver.
 #[test]
 fn writes_of_a_filesystem_keep_their_order() {

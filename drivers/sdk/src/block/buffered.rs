@@ -8,20 +8,26 @@
 use super::{BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_WRITE, BlockInfo, Disk, USED_REQUESTS};
 use crate::service::safe::rf_wait;
 use crate::{Refusal, Result};
+use alloc::rc::Rc;
+use core::cell::RefCell;
 use ringfence_abi::block::BLOCK_MAX_DATA;
 
 /// What a small read fetches, in bytes: a part of the disk that begins at a multiple of this.
 const AROUND_BYTES: usize = 4096;
 
 /// A disk with buffers. No other driver may write to it meanwhile, as to the disk of a filesystem.
-pub struct BufferedDisk {
+/// Clones are the same disk.
+#[derive(Clone)]
+pub struct BufferedDisk(Rc<RefCell<Buffers>>);
+
+struct Buffers {
     disk: Disk,
     /// Length of a block in bytes, not 0.
     block_bytes: usize,
     buffers: [Buffer; USED_REQUESTS],
     /// Counts the uses of buffers.
     clock: u64,
-    /// Whether a write has failed since the last call of [`BufferedDisk::settle`].
+    /// Whether a write has failed since the user began, or began again.
     has_failed: bool,
 }
 
@@ -62,12 +68,13 @@ impl BufferedDisk {
             return Err(Refusal::Invalid);
         }
         let buffers = [Buffer::default(); USED_REQUESTS];
-        Ok(BufferedDisk { disk, block_bytes, buffers, clock: 0, has_failed: false })
+        let buffers = Buffers { disk, block_bytes, buffers, clock: 0, has_failed: false };
+        Ok(BufferedDisk(Rc::new(RefCell::new(buffers))))
     }
 
     /// Returns the description of the disk, with the number and the length of its blocks.
     pub fn info(&self) -> BlockInfo {
-        self.disk.info()
+        self.0.borrow().disk.info()
     }
 
     /// Reads whole blocks from `lba` on. If the driver must wait for them, the upcall is left
@@ -76,7 +83,54 @@ impl BufferedDisk {
     /// # Errors
     /// [`Refusal::NoAnswer`] if the disk has failed, [`Refusal::Invalid`] if the blocks are not
     /// whole, or not on the disk.
-    pub fn read(&mut self, lba: u64, to: &mut [u8]) -> Result<()> {
+    pub fn read(&self, lba: u64, to: &mut [u8]) -> Result<()> {
+        self.0.borrow_mut().read(lba, to)
+    }
+
+    /// Writes whole blocks from `lba` on: at the latest when [`BufferedDisk::settle`] or
+    /// [`BufferedDisk::flush`] is called, and before all that is written later.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`] if it must wait for an earlier write, and the disk is gone;
+    /// [`Refusal::Invalid`] as [`BufferedDisk::read`].
+    pub fn write(&self, lba: u64, from: &[u8]) -> Result<()> {
+        self.0.borrow_mut().write(lba, from)
+    }
+
+    /// Waits until the kernel has all writes. They reach the medium in their order, as with a disk
+    /// that has a cache.
+    ///
+    /// # Errors
+    /// [`Refusal::NoAnswer`] if one of the writes so far has failed, or a flush. The kernel takes
+    /// no more then, until the user has [begun again](BufferedDisk::begin_again).
+    pub fn settle(&self) -> Result<()> {
+        self.0.borrow_mut().settle()
+    }
+
+    /// Waits until everything written has reached the medium.
+    ///
+    /// # Errors
+    /// As [`BufferedDisk::settle`].
+    pub fn flush(&self) -> Result<()> {
+        let mut disk = self.0.borrow_mut();
+        let number = disk.vacant()?;
+        disk.ask(number, BLOCK_FLUSH, 0, 0);
+        disk.settle()
+    }
+
+    /// Forgets a write that has failed, and all content: from now on the disk is as it is, and can
+    /// be written. What its user knows of the content may be ahead of that.
+    pub fn begin_again(&self) {
+        // It tells the kernel that the failure is known.
+        let _ = self.flush();
+        let mut disk = self.0.borrow_mut();
+        disk.has_failed = false;
+        disk.buffers.iter_mut().filter(|buffer| !buffer.is_under_way).for_each(|buffer| *buffer = Buffer::default());
+    }
+}
+
+impl Buffers {
+    fn read(&mut self, lba: u64, to: &mut [u8]) -> Result<()> {
         self.check(lba, to.len())?;
         for (piece, lba) in to.chunks_mut(BLOCK_MAX_DATA).zip((lba..).step_by(self.blocks_in(BLOCK_MAX_DATA))) {
             if self.found(lba, piece) {
@@ -96,13 +150,7 @@ impl BufferedDisk {
         Ok(())
     }
 
-    /// Writes whole blocks from `lba` on: at the latest when [`BufferedDisk::settle`] or
-    /// [`BufferedDisk::flush`] is called, and before all that is written later.
-    ///
-    /// # Errors
-    /// [`Refusal::NoAnswer`] if it must wait for an earlier write, and the disk is gone;
-    /// [`Refusal::Invalid`] as [`BufferedDisk::read`].
-    pub fn write(&mut self, lba: u64, from: &[u8]) -> Result<()> {
+    fn write(&mut self, lba: u64, from: &[u8]) -> Result<()> {
         self.check(lba, from.len())?;
         for (piece, lba) in from.chunks(BLOCK_MAX_DATA).zip((lba..).step_by(self.blocks_in(BLOCK_MAX_DATA))) {
             let block_bytes = self.block_bytes;
@@ -119,29 +167,11 @@ impl BufferedDisk {
         Ok(())
     }
 
-    /// Waits until the kernel has all writes. They reach the medium in their order, as with a disk
-    /// that has a cache.
-    ///
-    /// # Errors
-    /// [`Refusal::NoAnswer`] if one of the writes since the last call has failed.
-    pub fn settle(&mut self) -> Result<()> {
-        let mut waited = Ok(());
-        while waited.is_ok() && self.buffers.iter().any(|buffer| buffer.is_under_way) {
-            waited = self.wait();
+    fn settle(&mut self) -> Result<()> {
+        while self.buffers.iter().any(|buffer| buffer.is_under_way) {
+            self.wait()?;
         }
-        let has_failed = core::mem::take(&mut self.has_failed);
-        waited.and(if has_failed { Err(Refusal::NoAnswer) } else { Ok(()) })
-    }
-
-    /// Waits until everything written has reached the medium.
-    ///
-    /// # Errors
-    /// [`Refusal::NoAnswer`] if that, or one of the writes since the last call of
-    /// [`BufferedDisk::settle`], has failed.
-    pub fn flush(&mut self) -> Result<()> {
-        let number = self.vacant()?;
-        self.ask(number, BLOCK_FLUSH, 0, 0);
-        self.settle()
+        if self.has_failed { Err(Refusal::NoAnswer) } else { Ok(()) }
     }
 
     fn blocks_in(&self, len_bytes: usize) -> usize {
@@ -152,7 +182,7 @@ impl BufferedDisk {
     fn check(&self, lba: u64, len_bytes: usize) -> Result<()> {
         let is_whole = len_bytes.is_multiple_of(self.block_bytes);
         let end = lba.checked_add(self.blocks_in(len_bytes) as u64);
-        if is_whole && end.is_some_and(|end| end <= self.info().blocks) { Ok(()) } else { Err(Refusal::Invalid) }
+        if is_whole && end.is_some_and(|end| end <= self.disk.info().blocks) { Ok(()) } else { Err(Refusal::Invalid) }
     }
 
     /// Copies blocks out of a buffer that has them all. Returns `false` if there is none.
@@ -181,7 +211,7 @@ impl BufferedDisk {
             true => (lba, BLOCK_MAX_DATA),
             false => (lba - lba % step, AROUND_BYTES),
         };
-        let blocks = (self.info().blocks - first).min(self.blocks_in(most) as u64) as usize;
+        let blocks = (self.disk.info().blocks - first).min(self.blocks_in(most) as u64) as usize;
         let is_within = (lba - first) as usize * self.block_bytes + len_bytes <= blocks * self.block_bytes;
         if is_within { (first, blocks * self.block_bytes) } else { (lba, len_bytes) }
     }
@@ -387,16 +417,32 @@ mod tests {
         assert_eq!(tested.below().bytes[399 * BLOCK..][..2 * BLOCK], [[0xcc; BLOCK], [144; BLOCK]].concat());
     }
 
+    /// After a write that fails, nothing is written until the user knows of it.
     #[test]
-    fn a_write_that_fails_is_told_once_and_not_found() {
+    fn a_write_that_fails_is_told_until_the_user_begins_again() {
         let mut tested = Tested::new();
         tested.below().bad = vec![7];
         assert_eq!((tested.write(7, 1, 1), tested.write(30, 1, 2)), (Ok(()), Ok(())));
-        assert_eq!((tested.settle(), tested.settle()), (Err(Refusal::NoAnswer), Ok(())));
-        assert_eq!(tested.read(7, 1), Err(Refusal::NoAnswer));
-        assert_eq!(tested.write(7, 1, 1), Ok(()));
+        assert_eq!((tested.settle(), tested.settle()), (Err(Refusal::NoAnswer), Err(Refusal::NoAnswer)));
+        assert_eq!((tested.write(7, 1, 1), tested.settle()), (Ok(()), Err(Refusal::NoAnswer)));
+        assert_eq!(tested.below().bytes[30 * BLOCK], 30);
+        tested.below().bad = vec![];
+        tested.kernel.run(|| tested.disk.begin_again());
+        assert_eq!((tested.read(7, 1), tested.read(30, 1)), (Ok(vec![7]), Ok(vec![30])));
+        assert_eq!((tested.write(7, 1, 1), tested.settle()), (Ok(()), Ok(())));
+        assert_eq!(tested.below().bytes[7 * BLOCK], 1);
+    }
+
+    /// Writes that the kernel has taken may be lost as well: the next flush tells.
+    #[test]
+    fn what_was_written_is_forgotten_when_the_user_begins_again() {
+        let mut tested = Tested::new();
+        assert_eq!((tested.write(7, 1, 1), tested.settle()), (Ok(()), Ok(())));
+        tested.below().bytes[7 * BLOCK] = 7;
+        tested.below().has_failed = true;
         assert_eq!(tested.kernel.run(|| tested.disk.flush()), Err(Refusal::NoAnswer));
-        assert_eq!(tested.settle(), Ok(()));
+        tested.kernel.run(|| tested.disk.begin_again());
+        assert_eq!((tested.read(7, 1), tested.settle()), (Ok(vec![7]), Ok(())));
     }
 
     #[test]
@@ -415,12 +461,12 @@ mod tests {
         let mut tested = Tested::new();
         tested.below().is_gone = true;
         assert_eq!(tested.write(7, 1, 1), Ok(()));
-        assert_eq!(tested.read(20, 1), Err(Refusal::Invalid));
-        assert_eq!((tested.settle(), tested.settle()), (Err(Refusal::NoAnswer), Ok(())));
-        assert_eq!(tested.write(7, 1, 1), Ok(()));
-        assert_eq!((tested.settle(), tested.settle()), (Err(Refusal::Invalid), Ok(())));
+        assert_eq!((tested.read(20, 1), tested.settle()), (Err(Refusal::Invalid), Err(Refusal::NoAnswer)));
+        tested.kernel.run(|| tested.disk.begin_again());
+        assert_eq!((tested.write(7, 1, 1), tested.settle()), (Ok(()), Err(Refusal::Invalid)));
         // The driver may ask again.
         tested.below().is_gone = false;
-        assert_eq!(tested.read(20, 1), Ok(vec![20]));
+        tested.kernel.run(|| tested.disk.begin_again());
+        assert_eq!((tested.read(20, 1), tested.settle()), (Ok(vec![20]), Ok(())));
     }
 }

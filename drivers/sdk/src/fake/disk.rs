@@ -16,6 +16,8 @@ pub struct Disk {
     pub bytes: Vec<u8>,
     /// Blocks that cannot be read or written.
     pub bad: Vec<u64>,
+    /// Whether a write has failed: no other is carried out until the next flush, which fails.
+    pub has_failed: bool,
     /// Whether the disk is gone: the driver waits in vain.
     pub is_gone: bool,
     /// The requests that were carried out: the operation, the first block, and the length in bytes.
@@ -44,6 +46,7 @@ impl Disk {
         Disk {
             bytes,
             bad: Vec::new(),
+            has_failed: false,
             is_gone: false,
             requests: Vec::new(),
             waits: 0,
@@ -82,7 +85,10 @@ impl Disk {
         assert!(len_bytes <= BLOCK_MAX_DATA && len_bytes.is_multiple_of(self.block_bytes));
         self.requests.push((operation, lba, len_bytes));
         let blocks = lba..lba + (len_bytes / self.block_bytes) as u64;
-        if self.bad.iter().any(|bad| blocks.contains(bad)) {
+        let is_bad = self.bad.iter().any(|bad| blocks.contains(bad));
+        let was_failed = self.has_failed;
+        self.has_failed = operation != BLOCK_FLUSH && (was_failed || operation == BLOCK_WRITE && is_bad);
+        if is_bad || was_failed && operation != BLOCK_READ {
             return None;
         }
         let start = lba as usize * self.block_bytes;

@@ -279,6 +279,15 @@ impl Cache {
     /// Writes `len_bytes` bytes from a block on, which `fill` puts in place: waits until there is
     /// room for them.
     pub(crate) async fn write(&self, lba: u64, len_bytes: usize, fill: impl Fn(&mut [u8])) -> Outcome {
+        let written = self.write_when_there_is_room(lba, len_bytes, fill).await;
+        if written.is_err() {
+            // Nothing that is written later overtakes it.
+            self.has_failed.store(true, Ordering::Release);
+        }
+        written
+    }
+
+    async fn write_when_there_is_room(&self, lba: u64, len_bytes: usize, fill: impl Fn(&mut [u8])) -> Outcome {
         self.place(lba, len_bytes).ok_or("beyond the end of the disk")?;
         let mut tries = TRIES;
         while !self.write_at_once(lba, len_bytes, &fill) {
@@ -297,8 +306,6 @@ impl Cache {
                 reclaim();
                 Timer::after_millis(PAUSE_MS).await;
             } else {
-                // Nothing that was written later overtakes it.
-                self.has_failed.store(true, Ordering::Release);
                 return Err("out of memory: there is no room for a write right now".into());
             }
         }

@@ -243,6 +243,12 @@ impl Cache {
         self.done
     }
 
+    /// Returns whether a write of the longest kind waits for the disk: more would not make it
+    /// longer.
+    pub fn has_whole_write(&self) -> bool {
+        self.waiting_bytes >= MOST_AT_ONCE
+    }
+
     /// Returns whether something waits to be written.
     pub fn is_dirty(&self) -> bool {
         self.under_way.is_some() || !self.waiting.is_empty()

@@ -616,6 +616,24 @@ fn a_hostile_filesystem_harms_nobody() {
     assert_intact(&text);
 }
 
+/// Names are put into the blocks of a directory one by one, and the disk gets each block a few times
+/// only.
+#[test]
+fn writes_to_the_same_block_become_one() {
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 8 << 10, 16);
+    let script = "mount disk0 /mnt; bench fs/fat/names --instructions --ring 1 --samples 2; mem; umount /mnt";
+    let mut machine = with_image(script, image.path().unwrap());
+    machine.icount = true;
+    let text = boot_well(&machine);
+    let line = text.lines().find(|line| line.contains(" writes behind in ")).unwrap();
+    let counts: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    // Three samples, in each of which 32 files are made and removed.
+    let [_, writes, done] = counts[..] else { panic!("{line}") };
+    assert!(writes >= 192 && done * 4 < writes, "{line}");
+    assert_clean(&image);
+}
+
 /// After a write that the disk does not do, a filesystem is as the disk is, and goes on.
 #[test]
 fn a_filesystem_goes_on_after_a_write_that_fails() {

@@ -16,13 +16,16 @@ use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::task::{Poll, Waker};
 use embassy_sync::waitqueue::AtomicWaker;
-use embassy_time::Timer;
+use embassy_time::{Duration, Timer, with_timeout};
 use hw::console::{self, Source};
 use hw::memory::{buffer, has_room, heap_use, reclaim};
 use hw::task::wait_in;
 use log::Level;
 use ringfence_core::block_cache::{self, Counts, Fill, MOST_AT_ONCE, PAGE_BYTES};
 use spin::Mutex;
+
+/// How long the first of some writes waits for others: they may become one.
+const GATHERED: Duration = Duration::from_millis(10);
 
 /// The most reads ahead of one disk that are under way, and that wait.
 const MOST_AHEAD: usize = 4;
@@ -45,6 +48,8 @@ pub struct Cache {
     ahead: Mutex<VecDeque<(u64, usize)>>,
     reads_ahead: AtomicUsize,
     is_writing: AtomicBool,
+    /// Set while somebody waits for the disk to have all writes, or for room.
+    is_waited_for: AtomicBool,
     /// Set when a write has failed, until the driver that uses the cache has flushed it: until then
     /// it can write nothing.
     has_failed: AtomicBool,
@@ -99,6 +104,7 @@ pub(crate) fn of(disk: &Arc<dyn Disk>) -> Arc<Cache> {
         ahead: Mutex::default(),
         reads_ahead: AtomicUsize::new(0),
         is_writing: AtomicBool::new(false),
+        is_waited_for: AtomicBool::new(false),
         has_failed: AtomicBool::new(false),
         is_untold: AtomicBool::new(false),
     });
@@ -197,7 +203,14 @@ impl Cache {
     /// Waits until the disk has all writes so far.
     async fn written(&self) {
         let last = self.pages.lock().last();
+        self.hurry();
         self.until(|pages| pages.done() >= last).await;
+    }
+
+    /// Has all writes so far done at once.
+    fn hurry(&self) {
+        self.is_waited_for.store(true, Ordering::Release);
+        ON_WORK.wake();
     }
 
     /// Notes the ranges to read ahead after a read.
@@ -300,6 +313,7 @@ impl Cache {
             };
             if is_dirty {
                 // The next write that the disk has done makes room.
+                self.hurry();
                 self.until(|pages| pages.done() != done).await;
             } else if tries > 0 {
                 tries -= 1;
@@ -350,6 +364,13 @@ impl Cache {
 
     /// Writes the data that waits to be written.
     async fn write_behind(self: Arc<Cache>) {
+        let is_enough =
+            poll_fn(|_| match self.is_waited_for.load(Ordering::Acquire) || self.pages.lock().has_whole_write() {
+                true => Poll::Ready(()),
+                // All work is polled when a write comes, and when somebody waits.
+                false => Poll::Pending,
+            });
+        let _ = with_timeout(GATHERED, is_enough).await;
         loop {
             let Some((at, bytes)) = self.pages.lock().next_write() else { break };
             let lba = at / self.block_bytes as u64;
@@ -369,6 +390,7 @@ impl Cache {
             }
             self.wake();
         }
+        self.is_waited_for.store(false, Ordering::Release);
         self.is_writing.store(false, Ordering::Release);
     }
 

@@ -616,8 +616,8 @@ fn a_hostile_filesystem_harms_nobody() {
     assert_intact(&text);
 }
 
-/// Names are put into the blocks of a directory one by one, and the disk gets each block a few times
-/// only.
+/// Names are put into the blocks of a directory one by one, and the disk gets each block a few
+/// times only.
 #[test]
 fn writes_to_the_same_block_become_one() {
     let directory = TempDir::new().unwrap();

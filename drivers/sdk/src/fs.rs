@@ -280,7 +280,7 @@ impl<F: Filesystem> FsDriver<F> {
         if self.disk.settle().is_ok() {
             return outcome;
         }
-        // The kernel does not hear of open files that it must open again.
+        // The kernel opens its files again when their numbers are not known any more.
         (self.filesystem, self.open) = (None, Vec::new());
         self.disk.begin_again();
         outcome.and(Err(FsError::Device))

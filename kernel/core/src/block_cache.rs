@@ -64,6 +64,17 @@ impl Page {
         self.valid & wanted == wanted
     }
 
+    /// Holds the page for a read or write. `held_pages` counts the pages that are held.
+    fn hold(&mut self, held_pages: &mut usize) {
+        *held_pages += usize::from(self.held == 0);
+        self.held += 1;
+    }
+
+    fn release(&mut self, held_pages: &mut usize) {
+        *held_pages = held_pages.saturating_sub(usize::from(self.held == 1));
+        self.held = self.held.saturating_sub(1);
+    }
+
     /// Takes content that was `read` from the disk, if a read has held the page for it. Newer
     /// content of the page replaces what was read.
     fn end_fill(&mut self, start: usize, read: &mut [u8], is_held: bool) {
@@ -257,8 +268,7 @@ impl Cache {
     /// Releases the pages of a range that a write has held.
     fn release(&mut self, at: u64, len_bytes: usize) {
         for page in self.pages.range_mut(pages_of(at, len_bytes)).map(|(_, page)| page) {
-            page.held = page.held.saturating_sub(1);
-            self.held_pages -= usize::from(page.held == 0);
+            page.release(&mut self.held_pages);
         }
     }
 
@@ -391,8 +401,7 @@ impl Cache {
         }
         let mut held = Vec::new();
         for (number, page) in self.pages.range_mut(pages) {
-            self.held_pages += usize::from(page.held == 0);
-            page.held += 1;
+            page.hold(&mut self.held_pages);
             page.coming += 1;
             held.push(*number);
         }
@@ -412,8 +421,7 @@ impl Cache {
             if is_held {
                 page.coming = page.coming.saturating_sub(1);
                 page.is_spoiled &= page.coming > 0;
-                page.held = page.held.saturating_sub(1);
-                self.held_pages -= usize::from(page.held == 0);
+                page.release(&mut self.held_pages);
             }
         }
     }
@@ -466,8 +474,7 @@ impl Cache {
             let (from, range) = part_in(*number, at, len_bytes);
             page.put(from, bytes.get(place..).and_then(|bytes| bytes.get(range)).unwrap_or(&[]));
             if !is_held(number) {
-                self.held_pages += usize::from(page.held == 0);
-                page.held += 1;
+                page.hold(&mut self.held_pages);
             }
         }
         self.waiting_bytes += bytes.len() - before;

@@ -189,9 +189,9 @@ impl Buffers {
     fn found(&mut self, lba: u64, to: &mut [u8]) -> bool {
         let block_bytes = self.block_bytes;
         let place_in = |buffer: &Buffer| {
-            let blocks = lba.checked_sub(buffer.lba).filter(|blocks| *blocks < BLOCK_MAX_DATA as u64)?;
-            let place = blocks as usize * block_bytes;
-            (place + to.len() <= buffer.len_bytes).then_some(place)
+            let blocks = usize::try_from(lba.checked_sub(buffer.lba)?).ok()?;
+            let place = blocks.checked_mul(block_bytes)?;
+            (place <= buffer.len_bytes.checked_sub(to.len())?).then_some(place)
         };
         let found = self.buffers.iter().enumerate().find_map(|(number, buffer)| Some((number, place_in(buffer)?)));
         let Some((number, place)) = found else { return false };

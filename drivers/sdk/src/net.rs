@@ -370,10 +370,10 @@ impl Queues {
         Sent { entries: self.transmitted.putting(self.memory) }
     }
 
-    /// Returns whether there is an empty frame to take.
+    /// Returns the number of empty frames to take.
     #[inline]
-    pub fn has_empty(&self) -> bool {
-        !self.empty.is_empty(&self.memory)
+    pub(crate) fn empty_len(&self) -> u64 {
+        self.empty.believed_len(&self.memory)
     }
 
     /// Returns whether there is a frame to send.

@@ -31,7 +31,7 @@
 
 use crate::Result;
 use crate::dma::{self, Dma, Place};
-use crate::net::{Counter, Queues, Received, RxFrame, TX_FRAMES, TxFrame};
+use crate::net::{Counter, Queues, RX_FRAMES, Received, RxFrame, TX_FRAMES, TxFrame};
 use core::marker::PhantomData;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -385,16 +385,24 @@ impl<const N: usize, const BYTES: usize> FrameRing<TxFrame, N, BYTES> {
 }
 
 impl<const N: usize, const BYTES: usize> FrameRing<RxFrame, N, BYTES> {
-    /// Gives the card the empty frames, as long as there is room. `fill` fills the descriptor of a
-    /// frame with this address for the card. Returns whether there was a frame: then tell the card.
+    /// How many empty frames are given to a card that has some, at least: an eighth of those that
+    /// it can have. To tell the card is slow, and it has enough of them meanwhile.
+    const REFILL: usize = (if N < RX_FRAMES { N } else { RX_FRAMES }).div_ceil(8);
+
+    /// Gives the card the empty frames, as long as there is room, when there are several. `fill`
+    /// fills the descriptor of a frame with this address for the card. Returns whether there was a
+    /// frame: then tell the card.
     #[inline]
     pub fn refill(&mut self, queues: &mut Queues, fill: impl FnMut(Descriptor<BYTES>, u64)) -> bool {
-        // Most polls find no empty frame.
-        queues.has_empty() && self.refill_some(queues, fill)
+        // Most polls find few empty frames.
+        (queues.empty_len() >= Self::REFILL as u64 || self.is_empty()) && self.refill_some(queues, fill)
     }
 
     #[inline(never)]
     fn refill_some(&mut self, queues: &mut Queues, mut fill: impl FnMut(Descriptor<BYTES>, u64)) -> bool {
+        if self.room < Self::REFILL {
+            return false;
+        }
         let mut frames = queues.filling();
         frames.look(self.room);
         let mut next = self.next;
@@ -475,6 +483,23 @@ mod tests {
         let lens: Vec<usize> = net.take_received().iter().map(Vec::len).collect();
         assert_eq!(lens, [60, 0, 1514]);
         assert_eq!(net.counted(Counter::RxErrors), 1);
+    }
+
+    /// A card that has frames is told of an eighth of a ring's at once; one that has none, of each.
+    #[test]
+    fn a_ring_is_refilled_when_several_frames_are_empty_or_it_is_dry() {
+        const N: usize = 2 * RX_FRAMES;
+        let mut kernel = Kernel::new(());
+        let mut queues = offered(&mut kernel);
+        let mut ring: FrameRing<RxFrame, N, 8> = kernel.run(FrameRing::new).expect("memory");
+        let mut first = 0;
+        // How many frames come back, how many the card has afterwards, and whether it is told.
+        for (count, has, is_told) in [(1, 1, true), (15, 1, false), (1, 17, true), (15, 17, false), (16, 48, true)] {
+            kernel.net.as_mut().expect("an interface").lend(first, count);
+            first += count;
+            let has_new = kernel.run(|| ring.refill(&mut queues, |descriptor, _| descriptor.hand_over(0, OWN)));
+            assert_eq!((N - 1 - ring.room(), has_new), (has, is_told));
+        }
     }
 
     /// A frame with a command in front of it comes back when the card has finished its own

@@ -415,6 +415,12 @@ impl<R: Ring, C: Count> Consumer<R, C> {
         C::load(words, R::PLACE.base + PUT) == self.taken
     }
 
+    /// Returns how many entries can be taken, if the other side is believed.
+    #[inline]
+    pub fn believed_len(&self, words: &impl Words) -> u64 {
+        C::load(words, R::PLACE.base + PUT).ahead_of(self.taken)
+    }
+
     /// Returns the other side's position, if it can be true: `taken` entries were taken, and `put`
     /// were known to be put.
     #[inline]

@@ -66,9 +66,11 @@ fn tick() {
     link::pump();
 }
 
-/// Runs when no task can go on. Returns whether to look for a task again at once.
-fn idle() -> bool {
-    poll::idle() || link::pump()
+/// Runs after each turn of the tasks, of which some can go on at once if the CPU `is_busy`. Returns
+/// whether to look for a task.
+fn between(is_busy: bool) -> bool {
+    let has_interrupts = poll::turn_ended(is_busy);
+    is_busy || has_interrupts || poll::idle() || link::pump()
 }
 
 fn drain() {
@@ -136,7 +138,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
         task::spawn(spawner, debugger::run);
         task::spawn(spawner, console::screen::run);
     };
-    task::run(start, idle)
+    task::run(start, between)
 }
 
 /// Prints why the machine cannot be used, and ends it.

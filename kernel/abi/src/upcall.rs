@@ -61,7 +61,8 @@ pub fn name(operation: u64) -> &'static str {
 }
 
 bitflags! {
-    /// The reasons why a driver is polled.
+    /// The reasons why a driver is polled. There are often several: a poll for new requests serves
+    /// an interrupt that is due as well.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Events: u64 {
         /// The device has interrupted; it is held back unless the driver acknowledges the

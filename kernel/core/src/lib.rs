@@ -12,7 +12,8 @@
 //! * [`trace`]: the last events; [`histogram`]: how long things took; [`passed`]: the frames and
 //!   requests that a trace notes
 //! * [`command_line`], [`arguments`]: the shell's grammar, and how a command reads its arguments
-//! * [`life`]: the states of a driver; [`debt`]: the CPU time that it owes
+//! * [`life`]: the states of a driver; [`debt`]: the CPU time that it owes; [`patience`]: how long
+//!   its interrupts wait
 //! * [`timer`]: a driver's timer, which says when the driver is polled
 //! * [`limits`]: numbers that a person can change while the system runs
 //! * [`line_editor`]: a line editor for a terminal
@@ -67,6 +68,7 @@ pub mod parameter;
 pub mod partition;
 pub mod passed;
 pub mod path;
+pub mod patience;
 pub mod pci;
 pub mod port_bitmap;
 pub mod requests;

@@ -12,6 +12,9 @@
 //! stack's work on its frames, the search for its units. A client may want that work done, so this
 //! part of the debt is dropped when the CPU is idle ([`idle`]).
 //!
+//! **Interrupts wait for a few turns of the tasks** that can go on
+//! ([`ringfence_core::patience`]).
+//!
 //! Not taken:
 //! * *Interrupts that run driver code.* A driver could be entered at any instruction of the kernel,
 //!   and a driver that never returns would hold up the code that it interrupted. Here an interrupt
@@ -31,16 +34,18 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::task::Poll;
 use embassy_futures::select::select;
 use embassy_futures::yield_now;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Instant, Timer};
+use hw::arch::interrupts::Fired;
 use hw::arch::{interrupts, time};
 use hw::{iommu, pci};
 use ringfence_abi::layout::MAX_DOMAINS;
 use ringfence_abi::upcall::{Events, INIT, POLL, Reply};
+use ringfence_core::patience;
 
 /// The TSC reading until which a driver that has used too much of the CPU rests.
 static REST_UNTIL: AtomicU64 = AtomicU64::new(0);
@@ -51,6 +56,13 @@ static ON_IDLE: AtomicWaker = AtomicWaker::new();
 static ON_WAITING: AtomicWaker = AtomicWaker::new();
 /// Lines that have fired, and stay masked until their drivers are polled.
 static TO_UNMASK: AtomicU64 = AtomicU64::new(0);
+/// Turns of the tasks since a line fired, and the TSC reading after the first of them.
+static TURNS: AtomicU32 = AtomicU32::new(0);
+static FIRST_TURN: AtomicU64 = AtomicU64::new(0);
+/// The longest time that an interrupt waits in microseconds: a turn may be as long as the longest
+/// polls of other drivers.
+const LONGEST_WAIT_US: u64 = 250;
+static ON_FIRED: AtomicWaker = AtomicWaker::new();
 
 /// Returns whether `domain` must wait for its next turn.
 fn rests(domain: &Domain) -> bool {
@@ -95,6 +107,29 @@ pub fn idle() -> bool {
         ON_IDLE.wake();
     }
     rests
+}
+
+/// Called after each turn of the tasks, of which some can go on at once if the CPU `is_busy`.
+/// Returns whether interrupts are served now.
+#[inline]
+pub fn turn_ended(is_busy: bool) -> bool {
+    interrupts::fired() != 0 && is_served_now(is_busy)
+}
+
+/// The part of [`turn_ended`] for lines that have fired.
+fn is_served_now(is_busy: bool) -> bool {
+    let (turns, now) = (TURNS.load(Ordering::Relaxed), time::tsc());
+    if turns == 0 {
+        FIRST_TURN.store(now, Ordering::Relaxed);
+    }
+    let ticks = now.saturating_sub(FIRST_TURN.load(Ordering::Relaxed));
+    let can_wait = is_busy && ticks < LONGEST_WAIT_US * time::tsc_per_ms() / 1000;
+    let turns = patience::waited(turns, interrupts::unheard(), can_wait);
+    TURNS.store(turns.unwrap_or(0), Ordering::Relaxed);
+    if turns.is_none() {
+        ON_FIRED.wake();
+    }
+    turns.is_none()
 }
 
 /// The outcome of a poll.
@@ -150,9 +185,26 @@ fn run(domain: &mut Domain, mut events: Events) {
         waited = for_these;
         events |= waited;
     }
+    if interrupts::unheard() != 0 {
+        events |= hear(domain);
+    }
     let reply = domain.upcall_running(POLL, [events.bits(), 0, 0]);
     charge(domain, domain.turn.last_ticks, domain.turn.last_began);
     take_reply(domain, reply, events, waited);
+}
+
+/// Returns the events of the lines of the domain's device that have fired. They count as heard, and
+/// stay masked until [`serve_interrupts`] has taken them. A line may be another driver's as well,
+/// which is polled then.
+fn hear(domain: &mut Domain) -> Events {
+    let Some(device) = &domain.device else { return Events::empty() };
+    let lines = interrupts::unheard() & device.active_lines();
+    if lines == 0 {
+        return Events::empty();
+    }
+    interrupts::hear(lines);
+    domain.turn.heard |= lines;
+    device.events(lines)
 }
 
 /// Acts on the end of a poll for `events`, some of which had waited. A driver that sleeps has not
@@ -173,7 +225,9 @@ fn take_reply(domain: &mut Domain, reply: Result<u64, UpcallError>, events: Even
             if waited.contains(Events::INTERRUPT) && device.active_lines() != 0 {
                 device.unmask();
             }
-            if domain.turn.acknowledge() {
+            // Other work of the same poll may have raised the line anew.
+            let others = Events::QUEUE | Events::TIMER | Events::HEARING;
+            if domain.turn.acknowledge() && !events.intersects(others) {
                 look_at_line(domain);
             }
         }
@@ -338,12 +392,15 @@ fn condemn(domain: &mut Domain, cause: Cause) {
 /// each driver.
 pub async fn serve_interrupts() {
     loop {
-        let fired = poll_fn(|context| match interrupts::take_fired(Some(context.waker())) {
-            0 => Poll::Pending,
-            fired => Poll::Ready(fired),
+        let fired = poll_fn(|context| {
+            ON_FIRED.register(context.waker());
+            match interrupts::take_fired() {
+                Fired { lines: 0, .. } => Poll::Pending,
+                fired => Poll::Ready(fired),
+            }
         })
         .await;
-        TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
+        TO_UNMASK.fetch_or(fired.lines, Ordering::Relaxed);
         // The references are weak: a driver that is ended meanwhile must be freed.
         let mut waiting = heapless::Vec::new();
         on_lines(fired, Arc::downgrade, &mut waiting);
@@ -358,30 +415,33 @@ pub async fn serve_interrupts() {
     }
 }
 
-/// Polls the drivers of all devices on the lines in `fired`, one after the other, and unmasks the
-/// lines.
-pub fn lines(fired: u64) {
-    TO_UNMASK.fetch_or(fired, Ordering::Relaxed);
+/// Polls the drivers of all devices on lines that have fired, one after the other, and unmasks the
+/// lines. Returns whether there are such lines.
+pub fn lines() -> bool {
+    let fired = interrupts::take_fired();
+    TO_UNMASK.fetch_or(fired.lines, Ordering::Relaxed);
     let mut waiting = heapless::Vec::new();
     on_lines(fired, Handle::clone, &mut waiting);
     for (handle, events) in &waiting {
         poll(handle, *events);
     }
     unmask();
+    fired.lines != 0
 }
 
 /// Finds the drivers of all devices on the lines in `fired`, as `refer` refers to them, with the
-/// events that each is polled for.
-fn on_lines<T>(fired: u64, refer: impl Fn(&Handle) -> T, found: &mut heapless::Vec<(T, Events), MAX_DOMAINS>) {
+/// events that each is polled for. A driver that was polled for its lines already is left out.
+fn on_lines<T>(fired: Fired, refer: impl Fn(&Handle) -> T, found: &mut heapless::Vec<(T, Events), MAX_DOMAINS>) {
     registry::select(found, |handle, domain| {
-        let device = domain.device.as_ref().filter(|device| device.active_lines() & fired != 0)?;
-        Some((refer(handle), device.events(fired)))
+        let lines = patience::left(fired.lines, fired.unheard, core::mem::take(&mut domain.turn.heard));
+        let device = domain.device.as_ref().filter(|device| device.active_lines() & lines != 0)?;
+        Some((refer(handle), device.events(lines)))
     });
 }
 
 /// Unmasks the lines of drivers that were polled or are about to be. A line that is still raised is
 /// masked again at once.
-pub fn unmask() {
+fn unmask() {
     interrupts::unmask(TO_UNMASK.swap(0, Ordering::Relaxed));
 }
 

@@ -1,7 +1,7 @@
 //! Cooperative tasks on one executor, and the times they wait for. When no task can go on, the CPU
 //! halts.
 
-use crate::arch::interrupts::halt_unless;
+use crate::arch::interrupts::{fired, halt_unless};
 use crate::arch::time;
 use alloc::boxed::Box;
 use core::cell::RefCell;
@@ -87,9 +87,10 @@ pub fn spawn<F: Future<Output = ()> + 'static>(spawner: Spawner, future: impl Fn
     }
 }
 
-/// Runs tasks for ever; `init` starts them. When no task can go on, `idle` is asked whether one can
-/// now; if not, the CPU halts.
-pub fn run(init: impl FnOnce(Spawner), idle: fn() -> bool) -> ! {
+/// Runs tasks for ever; `init` starts them. After each turn of all tasks that could go on,
+/// `between` is told whether one can go on at once, and returns whether to look for one. If not,
+/// the CPU halts until a task can go on, or a device's line has fired.
+pub fn run(init: impl FnOnce(Spawner), between: fn(bool) -> bool) -> ! {
     let executor: &'static Executor = Box::leak(Box::new(Executor::new(core::ptr::null_mut())));
     init(executor.spawner());
     interrupts::enable();
@@ -97,9 +98,9 @@ pub fn run(init: impl FnOnce(Spawner), idle: fn() -> bool) -> ! {
         PENDING.store(false, Ordering::Release);
         // SAFETY: this is the only place that polls the executor.
         unsafe { executor.poll() };
-        if PENDING.load(Ordering::Acquire) || idle() {
+        if between(PENDING.load(Ordering::Acquire)) {
             continue;
         }
-        halt_unless(|| PENDING.load(Ordering::Acquire));
+        halt_unless(|| PENDING.load(Ordering::Acquire) || fired() != 0);
     }
 }

@@ -300,9 +300,9 @@ fn sample_ends() {
 /// Prepares for samples between which no other task runs. The returned guard must live as long as
 /// they are taken.
 fn alone() -> impl Drop {
-    // Unmask pending lines now: the task that was about to do so does not run while this one waits
-    // for interrupts.
-    poll::unmask();
+    // Serve the lines that have fired now: the task that was about to do so does not run while this
+    // one waits for interrupts, and each poll would look at them.
+    poll::lines();
     // Suspend throttling: no other task runs that a driver could starve.
     TURN_MS.for_now(LONGEST_TURN_MS)
 }
@@ -350,9 +350,7 @@ fn wait_for_interrupt(mode: Mode, since: &Stopwatch) -> bool {
         if ticks > mode.patience_seconds() * second || busy > BUSY_SECONDS * second {
             return false;
         }
-        let fired = interrupts::take_fired(None);
-        if fired != 0 {
-            poll::lines(fired);
+        if poll::lines() {
             return true;
         }
         interrupts::halt_unless_fired();

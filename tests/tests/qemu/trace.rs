@@ -72,7 +72,7 @@ fn the_trace_of_a_driver_that_does_not_start_is_there() {
 #[test]
 fn a_trace_shows_what_is_passed() {
     let mut machine =
-        machine("ping 10.0.2.2 -c 1; trace e1000 ping 10.0.2.2 -c 1; lsblk; trace virtio-scsi blkread disk0 8 16");
+        machine("ping 10.0.2.2 -c 1; trace e1000 ping 10.0.2.2 -c 2; lsblk; trace virtio-scsi blkread disk0 8 16");
     let disk = ringfence::machine::empty_disk().unwrap();
     machine.disks = vec![disk.path().to_path_buf().into()];
     let text = boot_well(&machine).to_string();
@@ -93,6 +93,8 @@ fn a_trace_shows_what_is_passed() {
     let done = format!("has done SCSI command {} after ", number(shown[given]).unwrap());
     // The helper has cut the time off.
     assert!(text.lines().any(|line| line.contains(&done) && line.ends_with(" us: GOOD")), "{text}");
+    // The second request is sent a second later: by then, the interrupt of the first answer is
+    // served.
     assert!(shown.iter().any(|event| event.starts_with("> poll(interrupt")), "{text}");
     assert!(shown.contains(&"< acknowledged"), "{text}");
 }

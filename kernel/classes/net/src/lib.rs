@@ -137,7 +137,8 @@ pub async fn run() {
             }
         }
         // Driver and stack may answer each other for ever: other tasks have their turn in between.
-        // A device often has an answer by then, and nobody asks for the time of the next work.
+        // The driver has often collected an answer by then, and nobody asks for the time of the
+        // next work.
         yield_now().await;
         if take_pending() {
             continue;

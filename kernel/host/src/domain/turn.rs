@@ -24,6 +24,9 @@ pub struct Turn {
     debt: Debt,
     /// The events that it waits to be polled for, and the TSC reading at which it began to wait.
     waits: Option<(u64, Events)>,
+    /// The lines that fired, and for which it was polled before the task that serves interrupts
+    /// took them.
+    pub heard: u64,
     /// How many interrupts it has acknowledged.
     pub acknowledged: u64,
     /// How often in a row its device's line was still raised then, of the times that were looked

@@ -2,8 +2,8 @@
 //! send (MSI-X), each of which is a line of its own.
 //!
 //! **Interrupts never run driver code.** When a device's line fires, it is only noted here, and
-//! masked until the device's driver was polled. If the driver did not acknowledge the interrupt,
-//! the device itself is held back (`domain/device.rs`).
+//! masked until the device's driver was polled and the line was taken ([`take_fired`]). If the
+//! driver did not acknowledge the interrupt, the device itself is held back (`domain/device.rs`).
 
 use super::handlers::{self, Handlers};
 use super::io_apic::{self, Pin};
@@ -11,7 +11,6 @@ use super::line::{CASCADE, FIRST_OF_IO_APIC, FIRST_VECTOR, LINES, LINK, OWN_TIME
 use super::pic;
 use crate::memory::registers::Registers;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use embassy_sync::waitqueue::AtomicWaker;
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;
 
@@ -25,7 +24,8 @@ pub fn line_counts() -> impl Iterator<Item = (u8, u64)> {
 
 /// Lines of devices that fired and have not been taken by [`take_fired`].
 static FIRED: AtomicU64 = AtomicU64::new(0);
-static ON_FIRED: AtomicWaker = AtomicWaker::new();
+/// Those of them of which no driver has heard yet.
+static UNHEARD: AtomicU64 = AtomicU64::new(0);
 
 /// Initializes the controllers with every line masked except those of the timer and the console.
 /// The error names the missing part.
@@ -109,6 +109,7 @@ pub fn give_back_lines(lines: u64) {
         TAKEN.fetch_and(!lines, Ordering::Relaxed);
         HELD.fetch_and(!lines, Ordering::Relaxed);
         FIRED.fetch_and(!lines, Ordering::AcqRel);
+        UNHEARD.fetch_and(!lines, Ordering::AcqRel);
     });
 }
 
@@ -173,18 +174,43 @@ fn set_message_masked(line: u8, masked: bool) {
     });
 }
 
-/// Returns the lines of devices that fired since the last call, as a set of bits. `waker` is woken
-/// when the next line fires.
-pub fn take_fired(waker: Option<&core::task::Waker>) -> u64 {
-    if let Some(waker) = waker {
-        ON_FIRED.register(waker);
-    }
-    FIRED.swap(0, Ordering::AcqRel)
+/// Lines of devices, as sets of bits.
+#[derive(Debug, Clone, Copy)]
+pub struct Fired {
+    /// The lines that fired.
+    pub lines: u64,
+    /// Those among them that fired after [`hear`] was called with them, or without that. A line
+    /// that is heard stays masked, unless its driver has acknowledged an earlier interrupt late.
+    pub unheard: u64,
+}
+
+/// Returns the lines of devices that fired since the last call.
+pub fn take_fired() -> Fired {
+    let lines = FIRED.swap(0, Ordering::AcqRel);
+    Fired { lines, unheard: UNHEARD.fetch_and(!lines, Ordering::AcqRel) & lines }
+}
+
+/// Returns the lines that [`take_fired`] would return, and leaves them.
+#[inline(always)]
+pub fn fired() -> u64 {
+    FIRED.load(Ordering::Acquire)
+}
+
+/// Returns the lines among [`fired`] that fired after [`hear`] was called with them, or without
+/// that.
+#[inline(always)]
+pub fn unheard() -> u64 {
+    UNHEARD.load(Ordering::Relaxed)
+}
+
+/// Notes that a driver is about to be polled for these lines.
+pub fn hear(lines: u64) {
+    UNHEARD.fetch_and(!lines, Ordering::Relaxed);
 }
 
 /// Halts until the next interrupt, unless a device's line has fired already.
 pub fn halt_unless_fired() {
-    halt_unless(|| FIRED.load(Ordering::Acquire) != 0);
+    halt_unless(|| fired() != 0);
 }
 
 /// Halts until the next interrupt, unless `something` returns true, which an interrupt may cause.
@@ -233,8 +259,8 @@ fn call(handler: fn(&Handlers) -> fn()) {
 /// Notes that a device has raised `line`, which is masked from now on.
 fn fire(line: u8) {
     set_masked(line, true);
+    UNHEARD.fetch_or(1 << line, Ordering::Relaxed);
     FIRED.fetch_or(1 << line, Ordering::AcqRel);
-    ON_FIRED.wake();
 }
 
 /// Handles an interrupt of the local APIC: from its timer, from a device's message, or from a

@@ -441,6 +441,9 @@ pub struct Row<'a> {
     pub p99: f64,
     /// The smallest and the largest sample.
     pub range: [f64; 2],
+    /// The loss against ring 0, in percent: the median of the losses of the samples, each beside a
+    /// sample of ring 0 that was taken at about the same time. `None` if there are none.
+    pub loss: Option<f64>,
 }
 
 /// The result of a trial of a changed module.
@@ -547,6 +550,7 @@ mod tests {
             median: 58.1,
             p99: 60.0,
             range: [57.0, 61.0],
+            loss: Some(24.5),
         };
         let events = [
             Event::Fault(Box::new(fault)),

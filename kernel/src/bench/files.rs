@@ -5,7 +5,7 @@
 //! have the file [`FILE`]. Data that is read is not in the kernel's cache before. Data that is
 //! written is on the disk afterwards.
 
-use super::{Cost, Plan, Row, Stopwatch, alone, announce, check_trust, kinds, sample_begins, sample_ends};
+use super::{Cost, Plan, Row, Stopwatch, alone, announce, check_trust, kinds, put_into, sample_begins, sample_ends};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -57,23 +57,25 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
         };
         let Some(one) = filesystem() else { continue };
         // Both are of the same kind while they are measured.
-        for kind in kinds::of_both(&plan, &one, &disk().ok_or("the disk is gone")?)? {
-            let plan = Plan { kind: Some(kind), ..plan };
-            kinds::each(plan, filesystem, async |plan, filesystem| {
-                kinds::each(plan, disk, async |plan, disk| {
+        let other = disk().ok_or("the disk is gone")?;
+        let kinds = kinds::of_both(&plan, &one, &other)?;
+        [&one, &other].into_iter().for_each(|handle| announce(&plan, &kinds, handle));
+        kinds::alternate(plan, &kinds, print, async |plan, done| {
+            kinds::of_one(plan, filesystem, async |plan, filesystem| {
+                kinds::of_one(plan, disk, async |plan, disk| {
                     let mount = mount().ok_or("the filesystem is gone")?;
                     let drivers = [filesystem.clone(), disk];
-                    drivers.iter().for_each(|handle| announce(&plan, handle));
                     for (name, work) in rows.iter().filter(|(name, _)| plan.wants(name, 1)) {
-                        measure(plan, name, *work, &mount, &drivers).await?.iter().for_each(&mut *print);
+                        done.add(measure(plan, name, *work, &mount, &drivers).await?);
                         yield_now().await;
                     }
                     Ok(())
                 })
                 .await
             })
-            .await?;
-        }
+            .await
+        })
+        .await?;
     }
     if tree::mounts().is_empty() && plan.prefix.starts_with("fs") {
         return Err("no filesystem is mounted".into());
@@ -85,7 +87,7 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
 async fn set_rings(drivers: &[Handle], rings: &[Ring]) {
     for (handle, ring) in drivers.iter().zip(rings) {
         sleep::awake(handle).await;
-        handle.lock().set_ring(*ring);
+        put_into(handle, *ring);
     }
 }
 
@@ -111,7 +113,7 @@ async fn measure(
     let _alone = alone();
     let mut outcome = Ok(());
     // The first sample of each ring fills caches, and is left out.
-    'all: for number in 0..=plan.samples.unwrap_or(SAMPLES) {
+    'all: for number in 0..=plan.samples(SAMPLES) {
         for (ring, row) in rings.iter().zip(&mut rows) {
             set_rings(drivers, &[*ring; 2]).await;
             match sample(work, mount).await {

@@ -9,8 +9,8 @@
 //! * [`fence`]: mapping memory for a device, and taking it away
 //!
 //! Times are TSC ticks. Under QEMU with `-icount shift=0` a tick is an instruction, which repeats
-//! exactly. The samples of the two rings alternate, so that a disturbance meets both. Those of the
-//! two kinds of domain follow each other, family by family: a driver is reloaded in between.
+//! exactly. The samples of the two rings alternate, so that a disturbance meets both. The two kinds
+//! of domain alternate too, a few samples at a time: a driver is reloaded in between.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -35,10 +35,13 @@ mod scsi;
 
 /// The CPU time in seconds that a wait may take: a device may interrupt for ever and never answer.
 const BUSY_SECONDS: u64 = 2;
+/// How many times as many samples a row in time has as one in instructions.
+const TIMES_MORE: usize = 3;
 /// A limit that is longer than any driver's budget.
 const LONGEST_TURN_MS: u64 = 1_000_000;
 
 /// One line of results.
+#[derive(Clone)]
 pub struct Row {
     name: &'static str,
     /// The number of the driver's ring.
@@ -50,11 +53,14 @@ pub struct Row {
     unit: &'static str,
     /// One value for each sample.
     samples: Vec<f64>,
+    /// The loss against ring 0, in percent.
+    loss: Option<f64>,
 }
 
 impl Row {
     fn new(name: &'static str, unit: &'static str) -> Row {
-        Row { name, ring: None, kind: None, batch: None, domains: registry::count(), unit, samples: Vec::new() }
+        let (domains, samples) = (registry::count(), Vec::new());
+        Row { name, ring: None, kind: None, batch: None, domains, unit, samples, loss: None }
     }
 
     fn ring(mut self, ring: Ring, kind: DomainKind) -> Row {
@@ -79,12 +85,30 @@ impl Row {
         self
     }
 
+    /// Returns whether the row measures the same as `other`.
+    fn is_same(&self, other: &Row) -> bool {
+        let of = |row: &Row| (row.name, row.ring, row.kind, row.batch, row.domains, row.unit);
+        of(self) == of(other)
+    }
+
+    /// Returns whether the row is that of ring 0 for `other`, with a sample beside each of its.
+    fn is_ring_0_of(&self, other: &Row) -> bool {
+        let of = |row: &Row| (row.name, row.batch, row.domains, row.unit, row.samples.len());
+        self.ring == Some(0) && other.ring == Some(1) && of(self) == of(other)
+    }
+
+    /// Notes the loss against `trusted`: the median of the losses of the samples. A sample is
+    /// compared with one that was taken at about the same time, so that both had the same host.
+    fn lose_against(&mut self, trusted: &Row) {
+        let is_rate = self.unit.ends_with("/s");
+        let loss = |(of, against): (&f64, &f64)| if is_rate { 1.0 - of / against } else { of / against - 1.0 };
+        let losses = self.samples.iter().zip(&trusted.samples).map(loss).collect();
+        self.loss = Some(100.0 * percentile(losses, 50));
+    }
+
     /// Returns the smallest sample that `percent` percent of all samples do not exceed.
     fn percentile(&self, percent: usize) -> f64 {
-        let mut sorted = self.samples.clone();
-        sorted.sort_by(f64::total_cmp);
-        let rank = (sorted.len() * percent).div_ceil(100);
-        sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+        percentile(self.samples.clone(), percent)
     }
 
     /// Returns the 99th percentile at the worse end of the samples; for rates this is the low end.
@@ -117,10 +141,18 @@ impl Row {
             median,
             p99,
             range: [self.percentile(0), self.percentile(100)],
+            loss: self.loss,
         }));
         // Send pending events now, so that they are not sent while the next row is measured.
         while link::pump() {}
     }
+}
+
+/// Returns the smallest value that `percent` percent of all do not exceed.
+fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let rank = (values.len() * percent).div_ceil(100);
+    values.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
 /// The rows to measure.
@@ -138,6 +170,8 @@ pub struct Plan<'a> {
     pub batch: Option<usize>,
     /// The number of samples of whole operations, if not each row's own.
     pub samples: Option<usize>,
+    /// The number of rounds that share the samples.
+    pub rounds: usize,
     /// Whether each sample follows a discarded sample. The samples of two rings alternate, and the
     /// other ring's crossings empty QEMU's TLB. A kind of domain that is compared with them is
     /// measured in the same way.
@@ -152,7 +186,8 @@ impl Plan<'_> {
         rest.is_some_and(|rest| !rest.starts_with('-')) && self.batch.is_none_or(|only| only == batch)
     }
 
-    /// Measures a row of whole operations in each ring.
+    /// Measures a row of whole operations in each ring. `count` is the number of samples of a row
+    /// in instructions. Times differ more, by the host's speed, and have [`TIMES_MORE`] as many.
     fn measure(
         &self,
         handle: &Handle,
@@ -161,7 +196,13 @@ impl Plan<'_> {
         row: impl Fn() -> Row,
     ) -> Result<Vec<Row>, String> {
         let rings: Vec<Ring> = self.rings().collect();
-        alternate_in(&rings, self.warms, handle, self.samples.unwrap_or(count), sample, row)
+        let count = if self.mode == Mode::Time { count * TIMES_MORE } else { count };
+        alternate_in(&rings, self.warms, handle, self.samples(count), sample, row)
+    }
+
+    /// Returns the number of samples to take now of a row that has `count` in all.
+    fn samples(&self, count: usize) -> usize {
+        self.samples.unwrap_or(count).div_ceil(self.rounds)
     }
 
     /// Returns the rings to measure, in the order in which samples alternate.
@@ -258,9 +299,10 @@ const RINGS: [Ring; 2] = [Ring::Trusted, Ring::Sandboxed];
 
 /// Logs that a driver is about to run in ring 0, where it is not confined: no person has said that
 /// it is trusted.
-fn announce(plan: &Plan<'_>, handle: &Handle) {
+fn announce(plan: &Plan<'_>, kinds: &[DomainKind], handle: &Handle) {
     let mut domain = handle.lock();
-    if plan.ring != Some(Ring::Sandboxed) && trust::distrust(&mut domain).is_none() {
+    let is_moved = kinds.contains(&DomainKind::Paged) && plan.ring != Some(Ring::Sandboxed);
+    if is_moved && trust::distrust(&mut domain).is_none() {
         log::info!("{}: is in ring 0 for every other sample while it is measured", domain.name);
     }
 }
@@ -297,6 +339,15 @@ fn sample_ends() {
     core::hint::black_box("ends");
 }
 
+/// Moves a driver into `ring`, unless it is there: a move writes its stubs anew, and empties the
+/// TLB.
+fn put_into(handle: &Handle, ring: Ring) {
+    let mut domain = handle.lock();
+    if domain.ring() != ring {
+        domain.set_ring(ring);
+    }
+}
+
 /// Prepares for samples between which no other task runs. The returned guard must live as long as
 /// they are taken.
 fn alone() -> impl Drop {
@@ -325,24 +376,24 @@ fn alternate_in(
     // code.
     for number in 0..=count {
         for (ring, row) in rings.iter().zip(&mut rows) {
-            handle.lock().set_ring(*ring);
+            put_into(handle, *ring);
             if warms {
-                sample().inspect_err(|_| handle.lock().set_ring(before))?;
+                sample().inspect_err(|_| put_into(handle, before))?;
             }
             sample_begins();
-            let value = sample().inspect_err(|_| handle.lock().set_ring(before))?;
+            let value = sample().inspect_err(|_| put_into(handle, before))?;
             sample_ends();
             if number > 0 {
                 row.samples.push(value);
             }
         }
     }
-    handle.lock().set_ring(before);
+    put_into(handle, before);
     Ok(rows)
 }
 
-/// Waits for a device's interrupt and polls its driver. Returns `false` if the time since `since`
-/// is longer than the mode allows, however many interrupts came.
+/// Waits for a device's interrupt, and polls its driver unless that was done since. Returns `false`
+/// if the time since `since` is longer than the mode allows, however many interrupts came.
 fn wait_for_interrupt(mode: Mode, since: &Stopwatch) -> bool {
     loop {
         let Cost { ticks, busy, .. } = since.stop(1);

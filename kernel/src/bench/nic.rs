@@ -1,8 +1,9 @@
 //! Frames through a network driver: to nobody, and ARP requests to the router, which answers each
 //! request at once. Through the network stack too: ICMP echo requests.
 
+use super::kinds::Done;
 use super::{
-    Cost, Mode, Plan, Row, Stopwatch, announce, check_trust, kinds, sample_begins, sample_ends, wait_for_interrupt,
+    Cost, Mode, Plan, Row, Stopwatch, check_trust, kinds, put_into, sample_begins, sample_ends, wait_for_interrupt,
 };
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -24,6 +25,9 @@ const EACH: usize = 256;
 const SAMPLES: usize = 15;
 /// The number of round trips.
 const TRIPS: usize = 101;
+/// The number of echo requests after which the ring changes. One more is sent before, and
+/// discarded.
+const TRIPS_IN_A_ROW: usize = 10;
 /// The router of QEMU's user network, and the data of an echo request in bytes.
 const ROUTER: Ipv4Address = Ipv4Address::new(10, 0, 2, 2);
 const ECHO_BYTES: usize = 56;
@@ -38,30 +42,27 @@ pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), Str
         // Go on even without an address: frames can be sent and received without one.
         let _ = net::wait_for_address().await;
     }
-    kinds::each(plan, net::first_driver, async |plan, handle| of_driver(plan, handle, print).await).await
+    kinds::each(plan, net::first_driver, print, of_driver).await
 }
 
-async fn of_driver(plan: Plan<'_>, handle: Handle, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+async fn of_driver(plan: Plan<'_>, handle: Handle, done: &mut Done) -> Result<(), String> {
     let mode = plan.mode;
-    announce(&plan, &handle);
     let short = frame(&handle, false);
     let mut long = [0; LONGEST_FRAME];
     for (to, byte) in long.iter_mut().zip(short) {
         *to = byte;
     }
-    sends(plan, &handle, "nic/tx", &short, print).await?;
-    sends(plan, &handle, "nic/tx-1514", &long, print).await?;
+    sends(plan, &handle, "nic/tx", &short, done).await?;
+    sends(plan, &handle, "nic/tx-1514", &long, done).await?;
     let request = frame(&handle, true);
     for batch in BATCHES.into_iter().filter(|batch| plan.wants("nic/rx", *batch)) {
         let sample = || Ok(exchange(mode, &handle, &request, batch, EACH)?.value(mode, 1.0));
         let row = || Row::new("nic/rx", mode.unit("frames/s")).batch(batch);
-        let rows = plan.measure(&handle, SAMPLES, sample, row)?;
-        rows.iter().for_each(&mut *print);
+        done.add(plan.measure(&handle, SAMPLES, sample, row)?);
     }
     if plan.wants("nic/rtt", 1) {
         let sample = || Ok(trip(mode, &exchange(mode, &handle, &request, 1, 1)?));
-        let rows = plan.measure(&handle, TRIPS, sample, || Row::new("nic/rtt", mode.unit("us")).batch(1))?;
-        rows.iter().for_each(&mut *print);
+        done.add(plan.measure(&handle, TRIPS, sample, || Row::new("nic/rtt", mode.unit("us")).batch(1))?);
     }
     Ok(())
 }
@@ -72,13 +73,12 @@ async fn sends(
     handle: &Handle,
     name: &'static str,
     frame: &[u8],
-    print: &mut impl FnMut(&Row),
+    done: &mut Done,
 ) -> Result<(), String> {
     for batch in BATCHES.into_iter().filter(|batch| plan.wants(name, *batch)) {
         let sample = || Ok(send(plan.mode, handle, frame, batch)?.value(plan.mode, 1.0));
         let row = || Row::new(name, plan.mode.unit("frames/s")).batch(batch);
-        let rows = plan.measure(handle, SAMPLES, sample, row)?;
-        rows.iter().for_each(&mut *print);
+        done.add(plan.measure(handle, SAMPLES, sample, row)?);
         // Let other tasks see a Ctrl-C.
         yield_now().await;
     }
@@ -101,7 +101,7 @@ struct Back<'a> {
 
 impl Drop for Back<'_> {
     fn drop(&mut self) {
-        self.handle.lock().set_ring(self.ring);
+        put_into(self.handle, self.ring);
     }
 }
 
@@ -112,38 +112,42 @@ pub async fn echo(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), St
         return Ok(());
     }
     net::wait_for_address().await?;
-    kinds::each(plan, net::first_driver, async |plan, handle| round_trips(plan, handle, print).await).await
+    kinds::each(plan, net::first_driver, print, round_trips).await
 }
 
-async fn round_trips(plan: Plan<'_>, handle: Handle, print: &mut impl FnMut(&Row)) -> Result<(), String> {
-    announce(&plan, &handle);
+async fn round_trips(plan: Plan<'_>, handle: Handle, done: &mut Done) -> Result<(), String> {
     check_trust(&plan.rings().collect::<Vec<Ring>>(), &handle)?;
     let mut rows: Vec<Row> =
         plan.rings().map(|ring| Row::new("icmp/rtt", plan.mode.unit("us")).batch(1).driver(&handle, ring)).collect();
     let mut pinger = Pinger::open(ROUTER, ECHO_BYTES).await?;
     let _back = Back { handle: &handle, ring: handle.lock().ring() };
-    for number in 0..=TRIPS {
+    let mut numbers = 0..=u16::MAX;
+    let trips = plan.samples(TRIPS);
+    let in_a_row = trips.min(TRIPS_IN_A_ROW);
+    for _ in 0..trips.div_ceil(in_a_row) {
         for (ring, row) in plan.rings().zip(&mut rows) {
-            handle.lock().set_ring(ring);
-            sample_begins();
-            let watch = Stopwatch::start();
-            let answered = pinger.ping(number as u16, Duration::from_secs(5)).await;
-            let cost = watch.stop(1);
-            sample_ends();
-            // A successor would answer in another ring.
-            if !handle.lock().is_alive() {
-                return Err("the driver was ended".to_string());
-            }
-            if answered?.is_none() {
-                return Err("the router does not answer an echo request".to_string());
-            }
-            // The first sample fills caches, as elsewhere.
-            if number > 0 {
-                row.samples.push(trip(plan.mode, &cost));
+            put_into(&handle, ring);
+            for (number, sequence) in numbers.by_ref().take(1 + in_a_row).enumerate() {
+                sample_begins();
+                let watch = Stopwatch::start();
+                let answered = pinger.ping(sequence, Duration::from_secs(5)).await;
+                let cost = watch.stop(1);
+                sample_ends();
+                // A successor would answer in another ring.
+                if !handle.lock().is_alive() {
+                    return Err("the driver was ended".to_string());
+                }
+                if answered?.is_none() {
+                    return Err("the router does not answer an echo request".to_string());
+                }
+                // The first sample fills caches, as elsewhere.
+                if number > 0 {
+                    row.samples.push(trip(plan.mode, &cost));
+                }
             }
         }
     }
-    rows.iter().for_each(print);
+    done.add(rows);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Reads and writes through a SCSI driver.
 
-use super::{Cost, Mode, Plan, Row, Stopwatch, announce, kinds, wait_for_interrupt};
+use super::kinds::Done;
+use super::{Cost, Mode, Plan, Row, Stopwatch, kinds, wait_for_interrupt};
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -48,15 +49,7 @@ struct Work<'a> {
 pub async fn run(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), String> {
     scsi::scan::settled().await;
     let Some(disk) = scsi::scan::disks().into_iter().next() else { return Ok(()) };
-    kinds::each(
-        plan,
-        || Some(disk.handle()),
-        async |plan, handle| {
-            announce(&plan, &handle);
-            of_disk(plan, &disk, print).await
-        },
-    )
-    .await
+    kinds::each(plan, || Some(disk.handle()), print, async |plan, _, done| of_disk(plan, &disk, done).await).await
 }
 
 /// Waits until nobody else has requests for the disk's driver. A disk tells its next reader of a
@@ -68,7 +61,7 @@ async fn calm(disk: &Disk) -> Result<(), String> {
     Ok(())
 }
 
-async fn of_disk(plan: Plan<'_>, disk: &Disk, print: &mut impl FnMut(&Row)) -> Result<(), String> {
+async fn of_disk(plan: Plan<'_>, disk: &Disk, done: &mut Done) -> Result<(), String> {
     calm(disk).await?;
     // In blocks: the length of a transfer, and how many places for one the disk has.
     let blocks = |len_bytes: usize| (len_bytes / disk.block_bytes()) as u64;
@@ -91,16 +84,16 @@ async fn of_disk(plan: Plan<'_>, disk: &Disk, print: &mut impl FnMut(&Row)) -> R
     for (name, depth) in [("scsi/read4k/depth1", 1), ("scsi/read4k/depth32", DEPTH)] {
         for batch in BATCHES.into_iter().filter(|batch| *batch <= depth) {
             let work = Work { len_bytes: SMALL, depth, batch, places: &small, content: None };
-            measure(plan, disk, name, &work, print)?;
+            measure(plan, disk, name, &work, done)?;
             // Let other tasks see a Ctrl-C.
             yield_now().await;
         }
     }
     let work = Work { len_bytes: MAX_DATA, depth: 8, batch: 8, places: &large, content: None };
-    measure(plan, disk, "scsi/seq", &work, print)?;
+    measure(plan, disk, "scsi/seq", &work, done)?;
     yield_now().await;
     if WRITES.into_iter().any(|(name, _, batch)| plan.wants(name, batch)) {
-        writes(plan, disk, &small, &large, print).await?;
+        writes(plan, disk, &small, &large, done).await?;
     }
     Ok(())
 }
@@ -148,13 +141,7 @@ pub async fn traced(plan: Plan<'_>, print: &mut impl FnMut(&Row)) -> Result<(), 
 }
 
 /// Measures writes. **Every place is overwritten with its own content**, so that nobody loses data.
-async fn writes(
-    plan: Plan<'_>,
-    disk: &Disk,
-    small: &[u64],
-    large: &[u64],
-    print: &mut impl FnMut(&Row),
-) -> Result<(), String> {
+async fn writes(plan: Plan<'_>, disk: &Disk, small: &[u64], large: &[u64], done: &mut Done) -> Result<(), String> {
     let small = small.get(..EACH).unwrap_or(small);
     let large = large.get(..LARGE_PLACES).unwrap_or(large);
     let content = read_all(disk, small, SMALL).await?;
@@ -173,7 +160,7 @@ async fn writes(
             SEQUENTIAL => Work { len_bytes: MAX_DATA, depth, batch, places: large, content: Some(&large_content) },
             _ => Work { len_bytes: SMALL, depth, batch, places: small, content: Some(&content) },
         };
-        measure(plan, disk, name, &work, print)?;
+        measure(plan, disk, name, &work, done)?;
         yield_now().await;
     }
     Ok(())
@@ -189,13 +176,7 @@ async fn read_all(disk: &Disk, places: &[u64], len_bytes: usize) -> Result<Vec<u
 }
 
 /// Measures one row, if it is wanted.
-fn measure(
-    plan: Plan<'_>,
-    disk: &Disk,
-    name: &'static str,
-    work: &Work,
-    print: &mut impl FnMut(&Row),
-) -> Result<(), String> {
+fn measure(plan: Plan<'_>, disk: &Disk, name: &'static str, work: &Work, done: &mut Done) -> Result<(), String> {
     if !plan.wants(name, work.batch) {
         return Ok(());
     }
@@ -208,7 +189,7 @@ fn measure(
     let mut places = work.places.iter().copied().enumerate().cycle();
     let sample = || Ok(transfer(plan.mode, disk, work, &mut places)?.value(plan.mode, factor));
     let row = || Row::new(name, plan.mode.unit(unit)).batch(work.batch);
-    plan.measure(&disk.handle(), SAMPLES, sample, row)?.iter().for_each(print);
+    done.add(plan.measure(&disk.handle(), SAMPLES, sample, row)?);
     Ok(())
 }
 

@@ -190,8 +190,16 @@ pub async fn irqs(arguments: Arguments<'_>) -> Outcome {
 
 #[cfg(feature = "bench")]
 pub async fn bench(mut arguments: Arguments<'_>) -> Outcome {
-    let mut plan =
-        Plan { prefix: "", mode: Mode::Time, ring: None, kind: None, batch: None, samples: None, warms: false };
+    let mut plan = Plan {
+        prefix: "",
+        mode: Mode::Time,
+        ring: None,
+        kind: None,
+        batch: None,
+        samples: None,
+        rounds: 1,
+        warms: false,
+    };
     while let Some(word) = arguments.optional() {
         match word {
             "--instructions" => plan.mode = Mode::Instructions,

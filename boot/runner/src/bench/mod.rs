@@ -61,6 +61,9 @@ pub struct Row {
     /// The smallest and the largest sample.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range: Option<[f64; 2]>,
+    /// The loss against ring 0, in percent: the median of the losses of the samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
 }
 
 impl Row {
@@ -82,7 +85,15 @@ impl Row {
             median: at(50),
             p99: Some(at(worst)),
             range: Some([at(0), at(100)]),
+            loss: None,
         }
+    }
+
+    /// Returns the loss against ring 0 in percent: the missing part of a rate, or the added part of
+    /// a cost. It is that of the medians, where no sample has another beside it.
+    fn loss(&self, trusted: &Row) -> f64 {
+        let ratio = self.median / trusted.median;
+        self.loss.unwrap_or(100.0 * if self.unit.ends_with("/s") { 1.0 - ratio } else { ratio - 1.0 })
     }
 
     fn derived(name: &str, unit: &str, value: f64) -> Row {
@@ -309,6 +320,7 @@ fn row(event: Event) -> Option<Row> {
         median: tenths(row.median),
         p99: Some(tenths(row.p99)),
         range: Some(row.range.map(tenths)),
+        loss: row.loss.map(tenths),
     })
 }
 
@@ -506,14 +518,10 @@ fn derive(rows: &[Row]) -> Vec<Row> {
         for sandboxed in rows.iter().filter(|row| row.name == of && row.ring == Some(1)) {
             let instructions = sandboxed.unit == "instructions";
             let Some(trusted) = find(rows, of, 0, sandboxed.batch, instructions) else { continue };
-            // A lower rate is a loss, and so is a higher cost.
-            let loss = match instructions {
-                false => 1.0 - sandboxed.median / trusted.median,
-                true => sandboxed.median / trusted.median - 1.0,
-            };
+            let loss = sandboxed.loss(trusted);
             let unit = if instructions { "% instructions" } else { "%" };
             let (batch, kind) = (sandboxed.batch, &sandboxed.kind);
-            derived.push(Row { batch, kind: kind.clone(), ..Row::derived(name, unit, loss * 100.0) });
+            derived.push(Row { batch, kind: kind.clone(), ..Row::derived(name, unit, loss) });
             if ["frames/s", "reads/s"].contains(&sandboxed.unit.as_str()) {
                 // One upcall hands over one batch. Crossings for interrupts are not counted here.
                 let crossings = sandboxed.median / sandboxed.batch.unwrap_or(1) as f64;

@@ -45,20 +45,11 @@ fn pairs(rows: &[Row]) -> Vec<Pair<'_>> {
         .collect()
 }
 
-impl Pair<'_> {
-    /// Returns the loss in ring 1 in percent: the missing part of a rate, or the added part of a
-    /// cost.
-    fn loss(&self, of: &Row) -> f64 {
-        let ratio = of.median / self.trusted.median;
-        100.0 * if of.unit.ends_with("/s") { 1.0 - ratio } else { ratio - 1.0 }
-    }
-}
-
 const PAIR_HEAD: [&str; 8] = ["operation", "batch", "ring 0", "paged", "loss %", "segmented", "loss %", "unit"];
 const ROW_HEAD: [&str; 7] = ["name", "ring", "batch", "domains", "median", "p99", "unit"];
 
 fn pair_cells(pair: &Pair) -> [String; 8] {
-    let loss = |of: &Row| format!("{:.1}", pair.loss(of));
+    let loss = |of: &Row| format!("{:.1}", of.loss(pair.trusted));
     [
         pair.sandboxed.name.clone(),
         optional(pair.sandboxed.batch),
@@ -189,7 +180,7 @@ pub fn html(rows: &[Row], conditions: &str) -> Result<String> {
             .map(|pair| {
                 let batch = pair.sandboxed.batch.map(|batch| format!(" \u{d7}{batch}")).unwrap_or_default();
                 let losses = [Some(pair.sandboxed), pair.segmented].into_iter().flatten();
-                (format!("{}{batch}", pair.sandboxed.name), losses.map(|row| pair.loss(row)).collect())
+                (format!("{}{batch}", pair.sandboxed.name), losses.map(|row| row.loss(pair.trusted)).collect())
             })
             .collect();
         if !bars.is_empty() {

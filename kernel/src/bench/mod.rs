@@ -377,6 +377,8 @@ fn alternate_in(
     for number in 0..=count {
         for (ring, row) in rings.iter().zip(&mut rows) {
             put_into(handle, *ring);
+            // Another device's line may have fired, at which each poll would look.
+            poll::lines();
             if warms {
                 sample().inspect_err(|_| put_into(handle, before))?;
             }

@@ -59,8 +59,8 @@ static TO_UNMASK: AtomicU64 = AtomicU64::new(0);
 /// Turns of the tasks since a line fired, and the TSC reading after the first of them.
 static TURNS: AtomicU32 = AtomicU32::new(0);
 static FIRST_TURN: AtomicU64 = AtomicU64::new(0);
-/// The longest time that an interrupt waits in microseconds: a turn may be as long as the longest
-/// polls of other drivers.
+/// The time in microseconds after which an interrupt waits for no other turn, which may be as long
+/// as the longest polls of other drivers.
 const LONGEST_WAIT_US: u64 = 250;
 static ON_FIRED: AtomicWaker = AtomicWaker::new();
 

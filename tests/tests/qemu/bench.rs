@@ -100,6 +100,14 @@ fn no_operation_needs_more_instructions_than_it_did() {
         })
         .collect();
     assert!(off.is_empty(), "instructions of an operation:\n{}", off.join("\n"));
+    // The loss is that of ring 1 against ring 0, for each kind, in percent.
+    let frames = |ring: u8| rows.iter().filter(move |row| row.name == "nic/tx" && row.ring == Some(ring));
+    assert!(frames(1).count() >= 3);
+    for row in frames(1) {
+        let trusted = frames(0).find(|trusted| trusted.batch == row.batch).unwrap();
+        let loss = 100.0 * (row.median / trusted.median - 1.0);
+        assert!(row.loss.is_some_and(|said| (said - loss).abs() < 1.0), "{row:?} beside {trusted:?}");
+    }
 }
 
 /// The documents promise less than 15 % of the instructions of reads. The fastest sample with a

@@ -2,6 +2,7 @@
 
 use crate::changed::{DMA_BYTES, OFFSET, with_other_manifest};
 use object::{Object, ObjectSymbol};
+use ringfence::machine::Machine;
 use ringfence_abi::parameter::Parameter;
 use ringfence_tests::{Ran, assert_fault, assert_intact, assert_says, bare, boot_badly, boot_well, machine, system};
 use std::mem::offset_of;
@@ -288,6 +289,14 @@ fn states<'a>(text: &'a Ran, name: &str) -> Vec<&'a str> {
     text.drivers(name).into_iter().map(|driver| &*driver.state).collect()
 }
 
+/// Returns a machine without devices that runs `script`, and whose time counts instructions: what
+/// the script does while a driver sleeps takes as long on each host.
+fn timed(script: &str) -> Machine {
+    let mut machine = bare(script);
+    machine.icount = true;
+    machine
+}
+
 /// A driver that sleeps in the middle of an upcall continues there, in either ring. Other drivers
 /// run meanwhile, and callers of the sleeping driver wait.
 #[test]
@@ -296,7 +305,7 @@ fn a_driver_sleeps_in_an_upcall_and_goes_on() {
                   tell watchman rounds; wait; ring watchman 0; tell watchman nap 400 &; sleep 50; lsmod; \
                   ring watchman 1; wait; tell watchman nap 20; tell watchman rounds; \
                   tell watchman nap 100 &; sleep 20; rmmod watchman; wait; lsmod";
-    let text = boot_well(&bare(script));
+    let text = boot_well(&timed(script));
     let naps = numbers_behind(&text, "watchman| slept for ");
     assert_eq!(naps.len(), 4, "{text}");
     assert!(naps.iter().zip([400, 400, 20, 100]).all(|(slept, asked)| *slept >= asked), "{naps:?}");
@@ -316,7 +325,7 @@ fn a_driver_that_sleeps_can_be_ended_and_holds_up_nobody() {
              kill watchman; wait; sleep 50; tell watchman nap 10; mem; insmod watchman late-ms=4000 &; sleep 50; \
              kill %1; insmod watchman; rmmod watchman.2; mem"
         );
-        let text = boot_badly(&bare(&script), 1);
+        let text = boot_badly(&timed(&script), 1);
         let errors = text.errors();
         assert!(errors.iter().any(|(_, error)| error.contains("the driver was ended")), "{errors:?}");
         assert_eq!(text.restarts("watchman"), 1, "{text}");
@@ -327,7 +336,7 @@ fn a_driver_that_sleeps_can_be_ended_and_holds_up_nobody() {
     let script = "insmod watchman late-ms=900; insmod watchman; policy watchman restart; policy watchman.2 restart; \
                   kill watchman; kill watchman.2; sleep 200; lsmod; tell watchman.2 rounds; sleep 1200; lsmod; \
                   insmod watchman late-ms=300 &; insmod watchman late-ms=100; wait; lsmod";
-    let text = boot_well(&bare(script));
+    let text = boot_well(&timed(script));
     assert_eq!(states(&text, "watchman"), ["ended, to be back", "running", "running"], "{text}");
     assert_eq!(states(&text, "watchman.2"), ["running"; 3], "{text}");
     assert_eq!([states(&text, "watchman.3"), states(&text, "watchman.4")], [["running"], ["running"]], "{text}");
@@ -339,7 +348,7 @@ fn a_driver_that_sleeps_can_be_ended_and_holds_up_nobody() {
 fn answers_of_a_driver_that_sleeps_are_kept_apart() {
     let script = "insmod watchman awake=off; tell watchman nap 200 &; tell watchman rounds &; tell watchman nap 50 &; \
                   wait; tell watchman nap 300 &; sleep 20; kill %1; sleep 400; tell watchman nap 100";
-    let text = boot_well(&bare(script));
+    let text = boot_well(&timed(script));
     let naps = numbers_behind(&text, "watchman| slept for ");
     let [first, second, last] = naps[..] else { panic!("{naps:?}\n{text}") };
     assert!(first >= 200 && second >= 50 && (100..300).contains(&last), "{naps:?}");
@@ -351,7 +360,7 @@ fn answers_of_a_driver_that_sleeps_are_kept_apart() {
 fn a_driver_that_sleeps_loses_ring_0_when_it_wakes() {
     let script = "limits sleep-ms 600; insmod watchman --ring 0; insmod watchman; tell watchman nap 500 &; sleep 20; \
                   fails tell watchman.2 nap 700; lsmod; wait; lsmod";
-    let text = boot_well(&bare(script));
+    let text = boot_well(&timed(script));
     let rings: Vec<u8> = text.drivers("watchman").iter().map(|driver| driver.ring).collect();
     assert_eq!(rings, [0, 1], "{text}");
     assert_eq!(text.to_string().matches("watchman: moved to ring 1").count(), 1, "{text}");

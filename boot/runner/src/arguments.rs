@@ -168,6 +168,9 @@ pub enum Verb {
         /// The number of operations that one crossing hands over, if the row has several.
         #[arg(long, value_name = "COUNT")]
         batch: Option<u16>,
+        /// Count an inlined function as a part of the function that it was inlined into.
+        #[arg(long)]
+        outermost: bool,
         /// Print one JSON object per function.
         #[arg(long)]
         json: bool,

@@ -78,8 +78,8 @@ fn run(cli: Cli) -> Result<u8> {
             let options = conform::Options { name, device, only, ring, json, machine };
             Ok(u8::from(!conform::run(&build::system(true)?, &options)?))
         }
-        Some(Verb::Profile { name, ring, kind, batch, json, machine }) => {
-            let options = profile::Options { name, ring, kind, batch, json, machine: machine.machine()? };
+        Some(Verb::Profile { name, ring, kind, batch, outermost, json, machine }) => {
+            let options = profile::Options { name, ring, kind, batch, outermost, json, machine: machine.machine()? };
             profile::run(&build::system(true)?, &options)?;
             Ok(0)
         }

@@ -3,7 +3,7 @@
 //! QEMU logs each block of instructions that it executes while the kernel measures a row of `bench`
 //! with `-icount`. The kernel marks the samples by two functions, between which the instructions
 //! are counted. An instruction counts for the function that its source line is in, even if that
-//! function was inlined.
+//! function was inlined, or for the function whose code it is in.
 
 use crate::bench::files;
 use crate::build::System;
@@ -21,6 +21,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::iter;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -35,6 +36,9 @@ pub struct Options {
     pub kind: DomainKind,
     /// The number of operations that one crossing hands over, if the row has several.
     pub batch: Option<u16>,
+    /// Whether an instruction of an inlined function counts for the function that it was inlined
+    /// into.
+    pub outermost: bool,
     /// Whether to print each function as a JSON object.
     pub json: bool,
     /// The machine.
@@ -103,7 +107,12 @@ pub fn measure(system: &System, options: &Options) -> Result<Profile> {
     let executed = execute(system, options)?;
     let Executed { name, batch, total, .. } = &executed;
     let places = Places::new(system, &executed)?;
-    Ok(Profile { name: name.clone(), batch: *batch, total: *total, shares: places.shares(&executed.instructions) })
+    Ok(Profile {
+        name: name.clone(),
+        batch: *batch,
+        total: *total,
+        shares: places.shares(&executed.instructions, options.outermost),
+    })
 }
 
 /// The instructions and events in the samples of a row.
@@ -361,27 +370,25 @@ impl Places {
     }
 
     /// Returns the program and the function that an instruction belongs to.
-    fn place(&self, address: u64) -> (String, String) {
+    fn place(&self, address: u64, outermost: bool) -> (String, String) {
         if let Some((name, module)) = self.segmented.as_ref().filter(|_| address < SLOT_SIZE) {
             // Its code is linked for the addresses at which it runs.
-            return (name.clone(), of_module(module, address));
+            return (name.clone(), of_module(module, address, outermost));
         }
         let Some(slot) = slot_of(address) else {
-            return (
-                "kernel".into(),
-                function_at(&self.kernel, address).unwrap_or_else(|| "code without a name".into()),
-            );
+            let function = function_at(&self.kernel, address, outermost);
+            return ("kernel".into(), function.unwrap_or_else(|| "code without a name".into()));
         };
         let Some((name, module)) = self.modules.get(&slot) else { return (format!("slot {slot}"), "?".into()) };
-        (name.clone(), of_module(module, address.wrapping_sub(slot_base(slot) + IMAGE)))
+        (name.clone(), of_module(module, address.wrapping_sub(slot_base(slot) + IMAGE), outermost))
     }
 
     /// Returns the share of each function, the largest first.
-    fn shares(&self, instructions: &HashMap<u64, Instruction>) -> Vec<(String, String, f64)> {
+    fn shares(&self, instructions: &HashMap<u64, Instruction>, outermost: bool) -> Vec<(String, String, f64)> {
         let total: u64 = instructions.values().map(|instruction| instruction.times).sum();
         let mut by_place: BTreeMap<(String, String), u64> = BTreeMap::new();
         for (address, instruction) in instructions {
-            *by_place.entry(self.place(*address)).or_default() += instruction.times;
+            *by_place.entry(self.place(*address, outermost)).or_default() += instruction.times;
         }
         let share = |count: u64| count as f64 / total.max(1) as f64;
         let mut shares: Vec<_> =
@@ -392,15 +399,21 @@ impl Places {
 }
 
 /// Returns the function of a module at `address`.
-fn of_module(module: &Loader, address: u64) -> String {
-    function_at(module, address).unwrap_or_else(|| "stubs for services".into())
+fn of_module(module: &Loader, address: u64, outermost: bool) -> String {
+    function_at(module, address, outermost).unwrap_or_else(|| "stubs for services".into())
 }
 
-/// Returns the function that a program's debug information, or else its symbols, has at `address`.
-fn function_at(program: &Loader, address: u64) -> Option<String> {
-    let innermost = program.find_frames(address).ok().and_then(|mut frames| frames.next().ok().flatten());
-    let inlined = innermost.and_then(|frame| Some(demangled(&frame.function?.raw_name().ok()?)));
-    inlined.or_else(|| program.find_symbol(address).map(demangled))
+/// Returns the function that a program's debug information, or else its symbols, has at `address`:
+/// the function that was inlined there, or the function whose code it is.
+fn function_at(program: &Loader, address: u64, outermost: bool) -> Option<String> {
+    let mut frames = program
+        .find_frames(address)
+        .ok()
+        .into_iter()
+        .flat_map(|mut frames| iter::from_fn(move || frames.next().ok().flatten()));
+    let frame = if outermost { frames.last() } else { frames.next() };
+    let of_frame = frame.and_then(|frame| Some(demangled(&frame.function?.raw_name().ok()?)));
+    of_frame.or_else(|| program.find_symbol(address).map(demangled))
 }
 
 /// Returns the addresses of an ELF file's symbols.

@@ -158,6 +158,7 @@ fn a_profile_has_the_functions_of_kernel_and_driver() {
             ring: 1,
             kind: DomainKind::Paged,
             batch,
+            outermost: false,
             json: false,
             machine: machine(""),
         };

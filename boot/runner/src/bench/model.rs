@@ -174,6 +174,7 @@ pub fn operations(system: &System, machine: &Machine, name: &str) -> Result<Vec<
                 ring,
                 kind: DomainKind::Paged,
                 batch: Some(batch),
+                outermost: false,
                 json: false,
                 machine: machine.clone(),
             };

@@ -41,7 +41,7 @@ pub struct Cache {
     /// A weak reference: the disk is not kept for its cache.
     disk: Weak<dyn Disk>,
     block_bytes: usize,
-    pages: Mutex<block_cache::Cache>,
+    content: Mutex<block_cache::Cache>,
     /// The tasks that wait for something to be read or written.
     waiting: Mutex<Vec<Waker>>,
     /// The ranges to read ahead: place and length in bytes.
@@ -65,9 +65,10 @@ struct Filling<'a> {
 }
 
 impl Filling<'_> {
-    fn end(&mut self, bytes: Option<&mut [u8]>) {
+    /// Ends it: the content that was read, if that went well, goes to `to`, and into the cache.
+    fn end(&mut self, bytes: Option<Vec<u8>>, to: impl FnOnce(&[u8])) {
         if let Some(fill) = self.fill.take() {
-            self.cache.pages.lock().end_fill(&fill, bytes);
+            self.cache.content.lock().end_fill(&fill, bytes, to);
             self.cache.wake();
         }
     }
@@ -75,7 +76,7 @@ impl Filling<'_> {
 
 impl Drop for Filling<'_> {
     fn drop(&mut self) {
-        self.end(None);
+        self.end(None, |_| ());
     }
 }
 
@@ -89,8 +90,8 @@ pub(crate) fn of(disk: &Arc<dyn Disk>) -> Arc<Cache> {
         if Arc::strong_count(found) == 1 {
             found.has_failed.store(false, Ordering::Release);
         }
-        let pages = found.pages.lock();
-        if pages.len_bytes() == len_bytes || pages.is_dirty() {
+        let content = found.content.lock();
+        if content.len_bytes() == len_bytes || content.is_dirty() {
             return found.clone();
         }
     }
@@ -99,7 +100,7 @@ pub(crate) fn of(disk: &Arc<dyn Disk>) -> Arc<Cache> {
         name: disk.name().into(),
         disk: Arc::downgrade(disk),
         block_bytes: disk.block_bytes(),
-        pages: Mutex::new(block_cache::Cache::new(len_bytes, heap_use().1 / 8 / PAGE_BYTES)),
+        content: Mutex::new(block_cache::Cache::new(len_bytes, heap_use().1 / 8)),
         waiting: Mutex::default(),
         ahead: Mutex::default(),
         reads_ahead: AtomicUsize::new(0),
@@ -119,14 +120,14 @@ fn all() -> Vec<Arc<Cache>> {
 
 /// Returns the caches with writes that their disks do not have yet.
 pub fn dirty() -> Vec<Arc<Cache>> {
-    all().into_iter().filter(|cache| cache.pages.lock().is_dirty()).collect()
+    all().into_iter().filter(|cache| cache.content.lock().is_dirty()).collect()
 }
 
 /// Returns the disk of each cache, the number of bytes that the cache has of it, and its counts.
 pub fn state() -> Vec<(String, usize, Counts)> {
     let state = |cache: &Arc<Cache>| {
-        let pages = cache.pages.lock();
-        (cache.name.clone(), pages.pages() * PAGE_BYTES, pages.counts())
+        let content = cache.content.lock();
+        (cache.name.clone(), content.kept_bytes(), content.counts())
     };
     CACHES.lock().iter().map(state).collect()
 }
@@ -147,7 +148,7 @@ pub async fn written(disk: &dyn Disk) {
 /// Drops the known content of a disk that a user without a cache writes to, or that another disk
 /// may have replaced.
 pub fn changed(disk: &dyn Disk) {
-    caches_of(disk).for_each(|cache| cache.pages.lock().invalidate());
+    caches_of(disk).for_each(|cache| cache.content.lock().invalidate());
 }
 
 /// Waits for the writes of all caches, and drops the pages that they keep, so that these must be
@@ -155,15 +156,15 @@ pub fn changed(disk: &dyn Disk) {
 pub async fn forget_all() {
     for cache in all() {
         cache.written().await;
-        cache.pages.lock().shrink();
+        cache.content.lock().shrink();
     }
 }
 
 /// Gives up all pages that can be read again.
 fn give_up() {
-    // A task that holds a lock right now needs the pages.
+    // A task that holds a lock right now needs the content.
     let Some(caches) = CACHES.try_lock() else { return };
-    caches.iter().filter_map(|cache| cache.pages.try_lock()).for_each(|mut pages| pages.shrink());
+    caches.iter().filter_map(|cache| cache.content.try_lock()).for_each(|mut content| content.shrink());
 }
 
 /// Returns whether the heap has room for `len_bytes` bytes and the pages for as many.
@@ -182,7 +183,7 @@ impl Cache {
     fn place(&self, lba: u64, len_bytes: usize) -> Option<u64> {
         let at = lba.checked_mul(self.block_bytes as u64)?;
         let end = at.checked_add(len_bytes as u64)?;
-        (end <= self.pages.lock().len_bytes()).then_some(at)
+        (end <= self.content.lock().len_bytes()).then_some(at)
     }
 
     fn wake(&self) {
@@ -191,7 +192,7 @@ impl Cache {
 
     async fn until(&self, is_so: impl Fn(&mut block_cache::Cache) -> bool) {
         poll_fn(|context| {
-            if is_so(&mut self.pages.lock()) {
+            if is_so(&mut self.content.lock()) {
                 return Poll::Ready(());
             }
             wait_in(&mut self.waiting.lock(), context.waker());
@@ -202,9 +203,9 @@ impl Cache {
 
     /// Waits until the disk has all writes so far.
     async fn written(&self) {
-        let last = self.pages.lock().last();
+        let last = self.content.lock().last();
         self.hurry();
-        self.until(|pages| pages.done() >= last).await;
+        self.until(|content| content.done() >= last).await;
     }
 
     /// Has all writes so far done at once.
@@ -215,7 +216,7 @@ impl Cache {
 
     /// Notes the ranges to read ahead after a read.
     fn note_read(&self, at: u64, len_bytes: usize) {
-        let Some((from, len_bytes)) = self.pages.lock().ahead(at, len_bytes) else { return };
+        let Some((from, len_bytes)) = self.content.lock().ahead(at, len_bytes) else { return };
         let mut ahead = self.ahead.lock();
         // In pieces, so that a reader of the first need not wait for the last.
         for (from, done) in (from..).step_by(MOST_AT_ONCE).zip((0..len_bytes).step_by(MOST_AT_ONCE)) {
@@ -229,7 +230,7 @@ impl Cache {
     /// Reads from the cache, if it has it all: hands each piece to `to`, with its place.
     pub(crate) fn read_at_once(&self, lba: u64, len_bytes: usize, to: impl FnMut(usize, &[u8])) -> bool {
         let Some(at) = self.place(lba, len_bytes) else { return false };
-        let is_here = self.pages.lock().read(at, len_bytes, to);
+        let is_here = self.content.lock().read(at, len_bytes, to);
         if is_here {
             self.note_read(at, len_bytes);
         }
@@ -241,7 +242,7 @@ impl Cache {
         let Some(at) = self.place(lba, len_bytes) else { return false };
         let is_taken = !self.has_failed.load(Ordering::Acquire)
             && has_room_for(len_bytes)
-            && self.pages.lock().write(at, len_bytes, fill);
+            && self.content.lock().write(at, len_bytes, fill);
         if is_taken {
             ON_WORK.wake();
         }
@@ -251,11 +252,11 @@ impl Cache {
     /// Reads `len_bytes` bytes from a block on: hands each piece to `to`, with its place.
     pub(crate) async fn read(&self, lba: u64, len_bytes: usize, mut to: impl FnMut(usize, &[u8])) -> Outcome {
         let at = self.place(lba, len_bytes).ok_or("beyond the end of the disk")?;
-        self.until(|pages| !pages.is_coming(at, len_bytes)).await;
+        self.until(|content| !content.is_coming(at, len_bytes)).await;
         if self.read_at_once(lba, len_bytes, &mut to) {
             return Ok(());
         }
-        self.pages.lock().note_miss();
+        self.content.lock().note_miss();
         self.note_read(at, len_bytes);
         let place = (at % PAGE_BYTES as u64) as usize;
         let filled = self.fill(at, len_bytes, |bytes| to(0, bytes.get(place..place + len_bytes).unwrap_or(&[]))).await;
@@ -265,27 +266,25 @@ impl Cache {
         // The disk may have failed at a block beside the blocks that were asked for.
         let mut bytes = room_for(len_bytes).await?;
         self.disk().await?.read(lba, &mut bytes).await?;
-        self.pages.lock().overlay(at, &mut bytes);
+        self.content.lock().overlay(at, &mut bytes);
         to(0, &bytes);
         Ok(())
     }
 
-    /// Reads a range from the disk, in whole pages, and hands them to `to`.
+    /// Reads a range from the disk, in whole pages, and hands the content to `to`.
     async fn fill(&self, at: u64, len_bytes: usize, to: impl FnOnce(&[u8])) -> Outcome {
         let keeps = has_room_for(len_bytes);
-        let fill = self.pages.lock().begin_fill(at, len_bytes, keeps);
+        let fill = self.content.lock().begin_fill(at, len_bytes, keeps);
         let (at, len_bytes) = (fill.at, fill.len_bytes);
         let mut filling = Filling { cache: self, fill: Some(fill) };
-        let spare = self.pages.lock().spare(len_bytes);
+        let spare = self.content.lock().spare(len_bytes);
         let mut bytes = match spare {
             Some(bytes) => bytes,
             None => room_for(len_bytes).await?,
         };
         let disk = self.disk().await?;
         disk.read(at / self.block_bytes as u64, &mut bytes).await?;
-        filling.end(Some(&mut bytes));
-        to(&bytes);
-        self.pages.lock().keep_spare(bytes);
+        filling.end(Some(bytes), to);
         Ok(())
     }
 
@@ -308,13 +307,13 @@ impl Cache {
                 return Err("a write before has failed".into());
             }
             let (is_dirty, done) = {
-                let pages = self.pages.lock();
-                (pages.is_dirty(), pages.done())
+                let content = self.content.lock();
+                (content.is_dirty(), content.done())
             };
             if is_dirty {
                 // The next write that the disk has done makes room.
                 self.hurry();
-                self.until(|pages| pages.done() != done).await;
+                self.until(|content| content.done() != done).await;
             } else if tries > 0 {
                 tries -= 1;
                 reclaim();
@@ -365,23 +364,23 @@ impl Cache {
     /// Writes the data that waits to be written.
     async fn write_behind(self: Arc<Cache>) {
         let is_enough =
-            poll_fn(|_| match self.is_waited_for.load(Ordering::Acquire) || self.pages.lock().has_whole_write() {
+            poll_fn(|_| match self.is_waited_for.load(Ordering::Acquire) || self.content.lock().has_whole_write() {
                 true => Poll::Ready(()),
                 // All work is polled when a write comes, and when somebody waits.
                 false => Poll::Pending,
             });
         let _ = with_timeout(GATHERED, is_enough).await;
         loop {
-            let Some((at, bytes)) = self.pages.lock().next_write() else { break };
+            let Some((at, bytes)) = self.content.lock().next_write() else { break };
             let lba = at / self.block_bytes as u64;
             let outcome = match self.disk().await {
                 Ok(disk) => disk.write(lba, &bytes).await,
                 Err(gone) => Err(gone),
             };
             match outcome {
-                Ok(()) => self.pages.lock().written(bytes),
+                Ok(()) => self.content.lock().written(bytes),
                 Err(error) => {
-                    let lost = self.pages.lock().failed();
+                    let lost = self.content.lock().failed();
                     self.has_failed.store(true, Ordering::Release);
                     self.is_untold.store(true, Ordering::Release);
                     let text = format_args!("{}: {lost} bytes from block {lba} on are not written: {error}", self.name);
@@ -405,7 +404,7 @@ impl Cache {
     /// Returns the work that is to be begun.
     fn work(self: &Arc<Cache>) -> Vec<Work> {
         let mut works: Vec<Work> = Vec::new();
-        if self.pages.lock().is_dirty() && !self.is_writing.swap(true, Ordering::AcqRel) {
+        if self.content.lock().is_dirty() && !self.is_writing.swap(true, Ordering::AcqRel) {
             works.push(Box::pin(self.clone().write_behind()));
         }
         while self.reads_ahead.load(Ordering::Acquire) < MOST_AHEAD
@@ -434,7 +433,7 @@ pub async fn run() {
         ON_WORK.register(context.waker());
         all().iter().for_each(|cache| works.extend(cache.work()));
         works.retain_mut(|work| work.as_mut().poll(context) == Poll::Pending);
-        CACHES.lock().retain(|cache| Arc::strong_count(cache) > 1 || cache.pages.lock().is_dirty());
+        CACHES.lock().retain(|cache| Arc::strong_count(cache) > 1 || cache.content.lock().is_dirty());
         Poll::<()>::Pending
     })
     .await;

@@ -8,7 +8,7 @@
 # The tests that need crates which take long to compile.
 ALL_FEATURES = --features ringfence-tests/perfetto
 # The drivers whose logic has tests on the host.
-HOST_TESTED = $(addprefix -p rf-,am53c974 ide ne2k-pci rtl8139 template virtio-net)
+HOST_TESTED = $(addprefix -p rf-,am53c974 fat ide ne2k-pci rtl8139 template virtio-net)
 TEST_DRIVERS = cargo test -p ringfence-sdk --features ringfence-sdk/fake $(HOST_TESTED)
 
 run: setup

@@ -4,17 +4,20 @@
 //! The crate orders its writes so that an end between two of them leaves the same faults as a power
 //! cut: clusters that belong to no file, or a file under two names. Everything it changes is
 //! written in the request, except the length of an open file; [`Fat::write`] has it written as
-//! well.
-#![no_std]
+//! well. **A file that grows gets its data at once, and its clusters and length a moment later**
+//! ([`Writes`]): in their order, and once for many pieces.
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 mod disk;
 
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
-use disk::{Blocks, Failed};
+use core::cell::Cell;
+use disk::{Blocks, Failed, Writes};
 use hadris_fat::sync::FatFs;
 use hadris_fat::{CacheOptions, FatKind};
 use hadris_fs::{
@@ -53,6 +56,7 @@ struct Fat {
     /// The files that are open, each as often as it is. A file has several names for FAT, which
     /// does not tell `a` from `A`.
     open: Vec<NodeId>,
+    writes: Rc<Cell<Writes>>,
 }
 
 impl Filesystem for Fat {
@@ -67,8 +71,9 @@ impl Filesystem for Fat {
         if READ_ONLY.get() {
             options = options.read_only();
         }
-        match FatFs::mount(Blocks::new(disk)?, options) {
-            Ok(volume) => Ok(Fat { volume: volume.with_cache(CACHE), open: Vec::new() }),
+        let writes = Rc::new(Cell::new(Writes::Anything));
+        match FatFs::mount(Blocks::new(disk, writes.clone())?, options) {
+            Ok(volume) => Ok(Fat { volume: volume.with_cache(CACHE), open: Vec::new(), writes }),
             Err(error) => {
                 log::error!("{}: {error}", DISK.get());
                 Err(Refusal::Invalid)
@@ -144,14 +149,17 @@ impl Filesystem for Fat {
     }
 
     fn write(&mut self, node: &mut NodeId, offset: u64, from: &[u8]) -> Outcome<()> {
-        let mut done = 0;
-        while done < from.len() {
-            match self.volume.write(*node, offset + done as u64, &from[done..]).map_err(said)? {
-                0 => return Err(FsError::TooLarge),
-                len_bytes => done += len_bytes,
-            }
+        let len_bytes = self.volume.stat(*node).map_err(said)?.len();
+        if offset < len_bytes {
+            self.write_all(*node, offset, from)?;
+            return self.publish(*node);
         }
-        self.publish(*node)
+        self.writes.set(Writes::Data(self.volume.info().data_start()));
+        let written = self.write_all(*node, offset, from);
+        self.writes.set(Writes::Length);
+        let written = written.and_then(|()| self.publish(*node));
+        self.writes.set(Writes::Anything);
+        written
     }
 
     fn truncate(&mut self, node: &mut NodeId, len_bytes: u64) -> Outcome<()> {
@@ -215,6 +223,17 @@ impl Fat {
         let done = act(&mut self.volume, parent, Name::new(name));
         self.volume.forget(parent, 1);
         done.map_err(said)
+    }
+
+    fn write_all(&mut self, node: NodeId, offset: u64, from: &[u8]) -> Outcome<()> {
+        let mut done = 0;
+        while done < from.len() {
+            match self.volume.write(node, offset + done as u64, &from[done..]).map_err(said)? {
+                0 => return Err(FsError::TooLarge),
+                len_bytes => done += len_bytes,
+            }
+        }
+        Ok(())
     }
 
     /// Opens a node, and describes it.

@@ -17,7 +17,7 @@ use ringfence_sdk::abi::fs::{
     Operation, SUBMIT, read_request, write_outcome,
 };
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, TAKEN, Words};
-use ringfence_sdk::block::BufferedDisk;
+use ringfence_sdk::block::{BufferedDisk, Order};
 use ringfence_sdk::fs::field;
 use ringfence_sdk::service::raw;
 use ringfence_sdk::{Driver, Events, Kind, Manifest, Refusal, Reply, Result, driver, parameters};
@@ -92,10 +92,21 @@ impl RogueFs {
         let large = vec![1; BLOCK_MAX_DATA];
         let block_bytes = self.disk.info().block_bytes as usize;
         for lba in (0..PAIRS).map(|number| number * (BLOCK_MAX_DATA / block_bytes) as u64) {
-            self.disk.write(lba, &large)?;
-            self.disk.write(lba, &vec![2; block_bytes])?;
+            self.disk.write(lba, &large, Order::Kept)?;
+            self.disk.write(lba, &vec![2; block_bytes], Order::Kept)?;
         }
         self.disk.settle().map(|()| PAIRS)
+    }
+
+    /// Writes to the disk. Returns how many of the writes were carried out.
+    fn write_in_each_order(&mut self) -> Result<u64> {
+        let mut done = 0;
+        for order in [Order::Kept, Order::Late, Order::Last, Order::Early] {
+            let written = self.disk.write(0, &[0xff; 4096], order).and_then(|()| self.disk.settle());
+            done += u64::from(written.is_ok());
+            self.disk.begin_again();
+        }
+        if done == 0 { Err(Refusal::NoAnswer) } else { Ok(done) }
     }
 
     fn outcome(&self, request: &FsRequest) -> FsOutcome {
@@ -175,7 +186,7 @@ impl Driver for RogueFs {
 
     fn command(&mut self, text: &str) -> Result<u64> {
         self.lie = match text {
-            "write" => return self.disk.write(0, &[0xff; 4096]).and_then(|()| self.disk.settle()).map(|()| 0),
+            "write" => return self.write_in_each_order(),
             "pairs" => return self.write_pairs(),
             "none" => Lie::None,
             "more" => Lie::More,

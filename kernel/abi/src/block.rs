@@ -33,6 +33,19 @@ pub const BLOCK_READ: u32 = 0;
 pub const BLOCK_WRITE: u32 = 1;
 /// Everything written before must be on the medium when this request is done. It has no data.
 pub const BLOCK_FLUSH: u32 = 2;
+/// As [`BLOCK_WRITE`], by a filesystem to the disk that it uses: it may reach the disk late, behind
+/// writes that are [early](BLOCK_WRITE_EARLY) and come after it, but before the next
+/// [`BLOCK_WRITE`] or [`BLOCK_FLUSH`].
+pub const BLOCK_WRITE_LATE: u32 = 3;
+/// As [`BLOCK_WRITE_LATE`], and it ends a group of late writes. From the first late write on that
+/// has not reached the disk and is to the same blocks as one of the group, all are left out if the
+/// group has writes to the same blocks in the same order. So a group relies on no late write before
+/// it but by the blocks that it writes again.
+pub const BLOCK_WRITE_LAST: u32 = 4;
+/// As [`BLOCK_WRITE`], by a filesystem to the disk that it uses: it may reach the disk before the
+/// [late](BLOCK_WRITE_LATE) writes that came before it. The filesystem must make sense without
+/// those.
+pub const BLOCK_WRITE_EARLY: u32 = 5;
 
 /// The request was carried out.
 pub const BLOCK_OK: u32 = 0;
@@ -51,7 +64,8 @@ pub struct BlockRequest {
     pub data: u64,
     /// Length of the data in bytes, a multiple of the block length.
     pub data_len: u32,
-    /// [`BLOCK_READ`], [`BLOCK_WRITE`] or [`BLOCK_FLUSH`].
+    /// [`BLOCK_READ`], [`BLOCK_WRITE`] or [`BLOCK_FLUSH`]; of a filesystem also
+    /// [`BLOCK_WRITE_LATE`], [`BLOCK_WRITE_LAST`] or [`BLOCK_WRITE_EARLY`].
     pub operation: u32,
     /// The first block.
     pub lba: u64,

@@ -26,10 +26,10 @@ pub async fn mem(arguments: Arguments<'_>) -> Outcome {
     println!("frames    {free} free of {total}");
     println!("heap      {used} bytes used of {size}");
     for (disk, bytes, counts) in cache::state() {
-        let Counts { hits, misses, ahead_bytes, writes, disk_writes } = counts;
-        let [kib, ahead_kib] = [bytes / 1024, ahead_bytes as usize / 1024];
+        let Counts { hits, misses, ahead_bytes, writes, disk_writes, dirty_bytes } = counts;
+        let [kib, ahead_kib, dirty_kib] = [bytes / 1024, ahead_bytes as usize / 1024, dirty_bytes.div_ceil(1024)];
         println!("cache     {kib} KiB of {disk}: {hits} reads found it there, {misses} did not");
-        println!("          {ahead_kib} KiB read ahead, {writes} writes behind in {disk_writes}");
+        println!("          {ahead_kib} KiB read ahead, {writes} writes behind in {disk_writes}, {dirty_kib} KiB wait");
     }
     link::tell(&Event::Memory { free, frames: total, heap_used: used as u64 });
     for handle in registry::all() {

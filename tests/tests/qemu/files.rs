@@ -1,9 +1,11 @@
 //! Filesystems: a driver that uses a disk, above a driver that has it.
 
-use ringfence::images::{partitioned, tool_well};
+use ringfence::images::{Fat, partitioned, tool_well};
 use ringfence::machine::{End, Machine};
 use ringfence_tests::filesystem::{assert_as_after_a_power_cut, assert_clean, ext, fat};
-use ringfence_tests::{assert_fault, assert_intact, assert_says, boot, boot_badly, boot_well, file_of, machine};
+use ringfence_tests::{
+    assert_fault, assert_intact, assert_says, boot, boot_badly, boot_well, file_of, machine, system,
+};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -626,12 +628,70 @@ fn writes_to_the_same_block_become_one() {
     let mut machine = with_image(script, image.path().unwrap());
     machine.icount = true;
     let text = boot_well(&machine);
-    let line = text.lines().find(|line| line.contains(" writes behind in ")).unwrap();
-    let counts: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     // Three samples, in each of which 32 files are made and removed.
-    let [_, writes, done] = counts[..] else { panic!("{line}") };
-    assert!(writes >= 192 && done * 4 < writes, "{line}");
+    let [[writes, done, _]] = writes_behind(&text)[..] else { panic!("{text}") };
+    assert!(writes >= 192 && done * 4 < writes, "{writes} {done}");
     assert_clean(&image);
+}
+
+/// Returns the counts of a cache from each `mem`: writes that it has taken, writes that the disk
+/// has done, and the KiB that the disk does not have yet.
+fn writes_behind(text: &str) -> Vec<[u64; 3]> {
+    let counts = |line: &str| {
+        let (before, rest) = line.split_once(" writes behind in ")?;
+        let (done, rest) = rest.split_once(", ")?;
+        let number = |word: &str| word.parse::<u64>().ok();
+        Some([number(before.rsplit_once(' ')?.1)?, number(done)?, number(rest.strip_suffix(" KiB wait")?)?])
+    };
+    text.lines().filter_map(counts).collect()
+}
+
+/// A file that grows by 64 KiB at a time changes both tables and its length each time, and costs
+/// little more than the writes of its data.
+#[test]
+fn a_file_that_grows_has_its_length_written_a_few_times() {
+    const PIECES: u64 = 64;
+    let directory = TempDir::new().unwrap();
+    let image = Fat::with_clusters(directory.path(), 300 << 10, 32, 8).unwrap();
+    let content = noise((PIECES << 16) as usize, 1);
+    image.put("big", &content).unwrap();
+    let copy = "cp /mnt/big /mnt/copy; sync";
+    let script = format!("mount disk0 /mnt; {copy}; rm /mnt/copy; sync; mem; {copy}; mem; umount /mnt");
+    let text = boot_well(&with_image(&script, image.path().unwrap()));
+    let [before, after] = writes_behind(&text)[..] else { panic!("{text}") };
+    let [taken, done] = [after[0] - before[0], after[1] - before[1]];
+    assert!(taken >= 4 * PIECES && (PIECES..PIECES * 5 / 2).contains(&done), "{taken} {done}");
+    assert_clean(&image);
+    assert!(image.get("copy").unwrap() == content);
+}
+
+/// What is late comes a moment later, also if nobody asks for it: then the power may be cut.
+#[test]
+fn a_file_that_has_grown_is_whole_a_moment_later() {
+    let directory = TempDir::new().unwrap();
+    let image = Fat::with_clusters(directory.path(), 300 << 10, 32, 8).unwrap();
+    let content = noise(1 << 20, 2);
+    image.put("big", &content).unwrap();
+    let mut machine = with_image("", image.path().unwrap());
+    machine.contents.exec = None;
+    let mut running = machine.start(system()).unwrap();
+    for command in ["mount disk0 /mnt", "cp /mnt/big /mnt/copy"] {
+        assert_eq!(running.command(command).unwrap(), None);
+    }
+    let mut waits = vec![];
+    // Each takes a millisecond or more.
+    for _ in 0..10_000 {
+        running.type_line("mem").unwrap();
+        let line = running.wait_for(" writes behind in ").unwrap();
+        waits.extend(writes_behind(&line).iter().map(|[.., waits]| *waits));
+        if waits.last() == Some(&0) {
+            break;
+        }
+    }
+    // The power is cut.
+    drop(running);
+    assert_as_after_a_power_cut(&image);
+    assert!(image.get("copy").unwrap() == content, "{waits:?}");
 }
 
 /// After a write that the disk does not do, a filesystem is as the disk is, and goes on.

@@ -3,9 +3,13 @@
 //! A filesystem's code reads a few blocks and waits for them, again and again, and each wait is a
 //! call of the kernel. So a small read fetches the blocks around it as well, and the memory of the
 //! [requests](USED_REQUESTS) keeps what was read and written last. Writes are collected, and the
-//! kernel is called once for several of them: **it carries them out one by one, in their order**.
+//! kernel is called once for several of them: **it carries them out one by one, in their order**,
+//! unless the filesystem says otherwise ([`Order`]).
 
-use super::{BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_WRITE, BlockInfo, Disk, USED_REQUESTS};
+use super::{
+    BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_WRITE, BLOCK_WRITE_EARLY, BLOCK_WRITE_LAST, BLOCK_WRITE_LATE, BlockInfo,
+    Disk, USED_REQUESTS,
+};
 use crate::service::safe::rf_wait;
 use crate::{Refusal, Result};
 use alloc::rc::Rc;
@@ -14,6 +18,22 @@ use ringfence_abi::block::BLOCK_MAX_DATA;
 
 /// What a small read fetches, in bytes: a part of the disk that begins at a multiple of this.
 const AROUND_BYTES: usize = 4096;
+
+/// When the disk gets a write, if its power may be cut at any moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Behind all writes before it.
+    Kept,
+    /// Late: a moment later, or before the next write whose order is kept.
+    Late,
+    /// Late, and the last of a group of late writes. If the group has all the blocks again that
+    /// were to be written from one of its blocks on, in the same order, it takes the place of
+    /// those. So a group relies on no late write before it but by the blocks that it writes again.
+    Last,
+    /// Behind the writes before it, except for those that are late. The filesystem must make sense
+    /// without these.
+    Early,
+}
 
 /// A disk with buffers. No other driver may write to it meanwhile, as to the disk of a filesystem.
 /// Clones are the same disk.
@@ -87,14 +107,15 @@ impl BufferedDisk {
         self.0.borrow_mut().read(lba, to)
     }
 
-    /// Writes whole blocks from `lba` on: at the latest when [`BufferedDisk::settle`] or
-    /// [`BufferedDisk::flush`] is called, and before all that is written later.
+    /// Writes whole blocks from `lba` on. The kernel has them at the latest when
+    /// [`BufferedDisk::settle`] or [`BufferedDisk::flush`] is called, and the disk gets them in
+    /// this `order`. What is read afterwards is what was written, in each order.
     ///
     /// # Errors
     /// [`Refusal::NoAnswer`] if it must wait for an earlier write, and the disk is gone;
     /// [`Refusal::Invalid`] as [`BufferedDisk::read`].
-    pub fn write(&self, lba: u64, from: &[u8]) -> Result<()> {
-        self.0.borrow_mut().write(lba, from)
+    pub fn write(&self, lba: u64, from: &[u8], order: Order) -> Result<()> {
+        self.0.borrow_mut().write(lba, from, order)
     }
 
     /// Waits until the kernel has all writes. They reach the medium in their order, as with a disk
@@ -150,7 +171,13 @@ impl Buffers {
         Ok(())
     }
 
-    fn write(&mut self, lba: u64, from: &[u8]) -> Result<()> {
+    fn write(&mut self, lba: u64, from: &[u8], order: Order) -> Result<()> {
+        let operation = match order {
+            Order::Kept => BLOCK_WRITE,
+            Order::Late => BLOCK_WRITE_LATE,
+            Order::Last => BLOCK_WRITE_LAST,
+            Order::Early => BLOCK_WRITE_EARLY,
+        };
         self.check(lba, from.len())?;
         for (piece, lba) in from.chunks(BLOCK_MAX_DATA).zip((lba..).step_by(self.blocks_in(BLOCK_MAX_DATA))) {
             let block_bytes = self.block_bytes;
@@ -162,7 +189,7 @@ impl Buffers {
             }
             let number = self.vacant()?;
             self.disk.data().write(number * BLOCK_MAX_DATA, piece);
-            self.ask(number, BLOCK_WRITE, lba, piece.len());
+            self.ask(number, operation, lba, piece.len());
         }
         Ok(())
     }
@@ -311,7 +338,7 @@ mod tests {
         }
 
         fn write(&mut self, lba: u64, blocks: usize, byte: u8) -> Result<()> {
-            self.kernel.run(|| self.disk.write(lba, &vec![byte; blocks * BLOCK]))
+            self.kernel.run(|| self.disk.write(lba, &vec![byte; blocks * BLOCK], Order::Kept))
         }
 
         fn settle(&mut self) -> Result<()> {

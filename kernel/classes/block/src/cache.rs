@@ -16,16 +16,18 @@ use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::task::{Poll, Waker};
 use embassy_sync::waitqueue::AtomicWaker;
-use embassy_time::{Duration, Timer, with_timeout};
+use embassy_time::{Duration, Instant, Timer, with_deadline};
 use hw::console::{self, Source};
 use hw::memory::{buffer, has_room, heap_use, reclaim};
 use hw::task::wait_in;
 use log::Level;
-use ringfence_core::block_cache::{self, Counts, Fill, MOST_AT_ONCE, PAGE_BYTES};
+use ringfence_core::block_cache::{self, Counts, Fill, MOST_AT_ONCE, Order, PAGE_BYTES};
 use spin::Mutex;
 
 /// How long the first of some writes waits for others: they may become one.
 const GATHERED: Duration = Duration::from_millis(10);
+/// How long late writes wait at most.
+const LATEST: Duration = Duration::from_millis(100);
 
 /// The most reads ahead of one disk that are under way, and that wait.
 const MOST_AHEAD: usize = 4;
@@ -48,7 +50,7 @@ pub struct Cache {
     ahead: Mutex<VecDeque<(u64, usize)>>,
     reads_ahead: AtomicUsize,
     is_writing: AtomicBool,
-    /// Set while somebody waits for the disk to have all writes, or for room.
+    /// Set when somebody waits for the disk to have all writes, or for room, until these are begun.
     is_waited_for: AtomicBool,
     /// Set when a write has failed, until the driver that uses the cache has flushed it: until then
     /// it can write nothing.
@@ -151,8 +153,8 @@ pub fn changed(disk: &dyn Disk) {
     caches_of(disk).for_each(|cache| cache.content.lock().invalidate());
 }
 
-/// Waits for the writes of all caches, and drops the pages that they keep, so that these must be
-/// read again: for measurements.
+/// Waits for the writes of all caches, and drops what they keep, so that it must be read
+/// again: for measurements.
 pub async fn forget_all() {
     for cache in all() {
         cache.written().await;
@@ -160,14 +162,15 @@ pub async fn forget_all() {
     }
 }
 
-/// Gives up all pages that can be read again.
+/// Gives up all that can be read again.
 fn give_up() {
     // A task that holds a lock right now needs the content.
     let Some(caches) = CACHES.try_lock() else { return };
     caches.iter().filter_map(|cache| cache.content.try_lock()).for_each(|mut content| content.shrink());
 }
 
-/// Returns whether the heap has room for `len_bytes` bytes and the pages for as many.
+/// Returns whether the heap has room for `len_bytes` bytes twice: for a read or write, and to be
+/// kept.
 fn has_room_for(len_bytes: usize) -> bool {
     has_room(2 * len_bytes + 2 * PAGE_BYTES)
 }
@@ -203,12 +206,18 @@ impl Cache {
 
     /// Waits until the disk has all writes so far.
     async fn written(&self) {
-        let last = self.content.lock().last();
-        self.hurry();
+        let (last, done) = {
+            let mut content = self.content.lock();
+            content.end_late();
+            (content.last(), content.done())
+        };
+        if done < last {
+            self.hurry();
+        }
         self.until(|content| content.done() >= last).await;
     }
 
-    /// Has all writes so far done at once.
+    /// Has all writes so far that are not late done at once.
     fn hurry(&self) {
         self.is_waited_for.store(true, Ordering::Release);
         ON_WORK.wake();
@@ -238,11 +247,11 @@ impl Cache {
     }
 
     /// Takes a write, if there is room for it: `fill` puts its bytes in place.
-    pub(crate) fn write_at_once(&self, lba: u64, len_bytes: usize, fill: impl FnOnce(&mut [u8])) -> bool {
+    pub(crate) fn write_at_once(&self, lba: u64, len_bytes: usize, order: Order, fill: impl FnOnce(&mut [u8])) -> bool {
         let Some(at) = self.place(lba, len_bytes) else { return false };
         let is_taken = !self.has_failed.load(Ordering::Acquire)
             && has_room_for(len_bytes)
-            && self.content.lock().write(at, len_bytes, fill);
+            && self.content.lock().write(at, len_bytes, order, fill);
         if is_taken {
             ON_WORK.wake();
         }
@@ -290,8 +299,8 @@ impl Cache {
 
     /// Writes `len_bytes` bytes from a block on, which `fill` puts in place: waits until there is
     /// room for them.
-    pub(crate) async fn write(&self, lba: u64, len_bytes: usize, fill: impl Fn(&mut [u8])) -> Outcome {
-        let written = self.write_when_there_is_room(lba, len_bytes, fill).await;
+    pub(crate) async fn write(&self, lba: u64, len_bytes: usize, order: Order, fill: impl Fn(&mut [u8])) -> Outcome {
+        let written = self.write_when_there_is_room(lba, len_bytes, order, fill).await;
         if written.is_err() {
             // Nothing that is written later overtakes it.
             self.has_failed.store(true, Ordering::Release);
@@ -299,15 +308,24 @@ impl Cache {
         written
     }
 
-    async fn write_when_there_is_room(&self, lba: u64, len_bytes: usize, fill: impl Fn(&mut [u8])) -> Outcome {
+    async fn write_when_there_is_room(
+        &self,
+        lba: u64,
+        len_bytes: usize,
+        order: Order,
+        fill: impl Fn(&mut [u8]),
+    ) -> Outcome {
         self.place(lba, len_bytes).ok_or("beyond the end of the disk")?;
         let mut tries = TRIES;
-        while !self.write_at_once(lba, len_bytes, &fill) {
+        while !self.write_at_once(lba, len_bytes, order, &fill) {
             if self.has_failed.load(Ordering::Acquire) {
                 return Err("a write before has failed".into());
             }
             let (is_dirty, done) = {
-                let content = self.content.lock();
+                let mut content = self.content.lock();
+                if !content.has_next() {
+                    content.end_late();
+                }
                 (content.is_dirty(), content.done())
             };
             if is_dirty {
@@ -361,17 +379,53 @@ impl Cache {
         Ok(disk)
     }
 
-    /// Writes the data that waits to be written.
+    /// Writes the data that waits to be written, until there is no more.
     async fn write_behind(self: Arc<Cache>) {
-        let is_enough =
-            poll_fn(|_| match self.is_waited_for.load(Ordering::Acquire) || self.content.lock().has_whole_write() {
-                true => Poll::Ready(()),
-                // All work is polled when a write comes, and when somebody waits.
-                false => Poll::Pending,
-            });
-        let _ = with_timeout(GATHERED, is_enough).await;
+        let mut late_until = None;
         loop {
-            let Some((at, bytes)) = self.content.lock().next_write() else { break };
+            self.end_late(&mut late_until);
+            let has_next = self.content.lock().has_next();
+            let until = match late_until {
+                Some(until) if !has_next => until,
+                None if !has_next => break,
+                _ => Instant::now() + GATHERED,
+            };
+            // All work is polled when a write comes, and when somebody waits.
+            let is_enough = poll_fn(|_| {
+                // Before that, writes that are late become others.
+                let is_waited_for = has_next && self.is_waited_for.swap(false, Ordering::AcqRel);
+                let content = self.content.lock();
+                match is_waited_for || content.has_whole_write() || content.has_next() != has_next {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            });
+            let _ = with_deadline(until, is_enough).await;
+            if has_next {
+                self.write_all(&mut late_until).await;
+            }
+        }
+        self.is_waited_for.store(false, Ordering::Release);
+        self.is_writing.store(false, Ordering::Release);
+    }
+
+    /// Queues the late writes if they have waited long enough. `until` is the end of that time.
+    fn end_late(&self, until: &mut Option<Instant>) {
+        let mut content = self.content.lock();
+        let now = Instant::now();
+        *until = content.has_late().then(|| until.unwrap_or(now + LATEST));
+        if until.is_some_and(|until| now >= until) {
+            content.end_late();
+            *until = None;
+        }
+    }
+
+    /// Writes what waits and is not late, until there is no more.
+    async fn write_all(&self, late_until: &mut Option<Instant>) {
+        loop {
+            // There may always be more.
+            self.end_late(late_until);
+            let Some((at, bytes)) = self.content.lock().next_write() else { return };
             let lba = at / self.block_bytes as u64;
             let outcome = match self.disk().await {
                 Ok(disk) => disk.write(lba, &bytes).await,
@@ -389,8 +443,6 @@ impl Cache {
             }
             self.wake();
         }
-        self.is_waited_for.store(false, Ordering::Release);
-        self.is_writing.store(false, Ordering::Release);
     }
 
     /// Reads a range ahead.

@@ -26,10 +26,12 @@ use host::poll;
 use hw::memory::frames::Lent;
 use ringfence_abi::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_UNSUPPORTED, BLOCK_WRITE,
-    BlockInfo, BlockRequest, USED_BYTES, USED_DATA, USED_REQUESTS, read_request, write_status, write_used,
+    BLOCK_WRITE_EARLY, BLOCK_WRITE_LAST, BLOCK_WRITE_LATE, BlockInfo, BlockRequest, USED_BYTES, USED_DATA,
+    USED_REQUESTS, read_request, write_status, write_used,
 };
 use ringfence_abi::manifest::{Kind, ManifestError};
 use ringfence_abi::service::Refusal;
+use ringfence_core::block_cache::Order;
 use ringfence_core::parameter::flag;
 use ringfence_core::requests::Data;
 use ringfence_core::requests::client::Asked;
@@ -210,7 +212,7 @@ impl Use for Client {
         while self.worked_at == 0
             && !disk.is_in_doubt()
             && let Some((number, request)) = self.fresh.first()
-            && !(self.is_read_only && request.operation == BLOCK_WRITE)
+            && !(self.is_read_only && order_of(request).is_some())
             && let Some(status) = at_once(&cache, &*disk, &self.memory, *number, request)
         {
             let (number, _) = self.fresh.remove(0);
@@ -281,8 +283,8 @@ async fn serve(
     request: BlockRequest,
 ) {
     // The work for a driver is charged to it.
-    let status = match (is_read_only, request.operation) {
-        (true, BLOCK_WRITE) => BLOCK_ERROR,
+    let status = match order_of(&request) {
+        Some(_) if is_read_only => BLOCK_ERROR,
         _ => poll::charged(|| domain.upgrade(), carry_out(disk, cache, &memory, number, &request)).await,
     };
     let Some(handle) = domain.upgrade() else { return };
@@ -302,6 +304,17 @@ async fn serve(
     }
 }
 
+/// Returns the order of a write, and `None` for other requests.
+fn order_of(request: &BlockRequest) -> Option<Order> {
+    match request.operation {
+        BLOCK_WRITE => Some(Order::Kept),
+        BLOCK_WRITE_LATE => Some(Order::Late),
+        BLOCK_WRITE_LAST => Some(Order::Last),
+        BLOCK_WRITE_EARLY => Some(Order::Early),
+        _ => None,
+    }
+}
+
 /// Returns whether the length of a request, which may be any number, is allowed.
 fn has_good_length(disk: &dyn Disk, request: &BlockRequest) -> bool {
     let len = request.data_len as usize;
@@ -313,13 +326,13 @@ fn has_good_length(disk: &dyn Disk, request: &BlockRequest) -> bool {
 fn at_once(cache: &Cache, disk: &dyn Disk, memory: &Lent, number: usize, request: &BlockRequest) -> Option<u32> {
     let (lba, len, at) = (request.lba, request.data_len as usize, USED_DATA + number * BLOCK_MAX_DATA);
     let is_done = has_good_length(disk, request)
-        && match request.operation {
-            BLOCK_READ => cache.read_at_once(lba, len, |place, bytes| {
+        && match (request.operation, order_of(request)) {
+            (BLOCK_READ, _) => cache.read_at_once(lba, len, |place, bytes| {
                 Data::write(memory, at + place, bytes);
             }),
-            BLOCK_WRITE => {
+            (_, Some(order)) => {
                 !disk.is_read_only()
-                    && cache.write_at_once(lba, len, |bytes| {
+                    && cache.write_at_once(lba, len, order, |bytes| {
                         Data::read(memory, at, bytes);
                     })
             }
@@ -341,43 +354,44 @@ async fn carry_out(
         disk::settled().await;
     }
     let (lba, len, at) = (request.lba, request.data_len as usize, USED_DATA + number * BLOCK_MAX_DATA);
-    if matches!(request.operation, BLOCK_READ | BLOCK_WRITE) && !has_good_length(&*disk, request) {
+    let order = order_of(request);
+    if (request.operation == BLOCK_READ || order.is_some()) && !has_good_length(&*disk, request) {
         return BLOCK_ERROR;
     }
     if cache.is_none() {
         cache::written(&*disk).await;
     }
-    let outcome = match (request.operation, cache) {
+    let outcome = match (request.operation, cache, order) {
         // After a failed read the driver gets no data, because a buffer may hold more than was
         // read.
-        (BLOCK_READ, None) => {
+        (BLOCK_READ, None, _) => {
             let Ok(mut data) = room_for(len).await else { return BLOCK_ERROR };
             disk.read(lba, &mut data).await.map(|()| {
                 Data::write(memory, at, &data);
             })
         }
-        (BLOCK_READ, Some(cache)) => {
+        (BLOCK_READ, Some(cache), _) => {
             let read = cache.read(lba, len, |place, bytes| {
                 Data::write(memory, at + place, bytes);
             });
             read.await
         }
-        (BLOCK_WRITE, None) => {
+        (_, None, Some(_)) => {
             let Ok(mut data) = room_for(len).await else { return BLOCK_ERROR };
             Data::read(memory, at, &mut data);
             let outcome = disk.write(lba, &data).await;
             cache::changed(&*disk);
             outcome
         }
-        (BLOCK_WRITE, Some(_)) if disk.is_read_only() => return BLOCK_ERROR,
-        (BLOCK_WRITE, Some(cache)) => {
-            let write = cache.write(lba, len, |bytes| {
+        (_, Some(_), Some(_)) if disk.is_read_only() => return BLOCK_ERROR,
+        (_, Some(cache), Some(order)) => {
+            let write = cache.write(lba, len, order, |bytes| {
                 Data::read(memory, at, bytes);
             });
             write.await
         }
-        (BLOCK_FLUSH, None) => disk.flush().await,
-        (BLOCK_FLUSH, Some(cache)) => cache.flush().await,
+        (BLOCK_FLUSH, None, _) => disk.flush().await,
+        (BLOCK_FLUSH, Some(cache), _) => cache.flush().await,
         _ => return BLOCK_UNSUPPORTED,
     };
     if outcome.is_ok() { BLOCK_OK } else { BLOCK_ERROR }

@@ -43,6 +43,11 @@ impl Extent {
         self.len_bytes + OVERHEAD
     }
 
+    /// Returns whether the extent, which is at `first`, has bytes of a range.
+    fn overlaps(&self, first: u64, range: &Range<u64>) -> bool {
+        !range.is_empty() && first < range.end && range.start < first + self.len_bytes as u64
+    }
+
     fn has(&self, wanted: u128) -> bool {
         self.valid & wanted == wanted
     }
@@ -280,9 +285,9 @@ impl Extents {
     pub(super) fn make(&mut self, at: u64, len_bytes: usize) {
         let mut gaps = Vec::new();
         let mut next = 0;
-        for (_, extent, (_, place)) in self.parts(at, len_bytes) {
-            // It is needed more than the others, which make room.
-            extent.is_used = true;
+        for (_, extent, (start, place)) in self.parts(at, len_bytes) {
+            // It is needed more than the others, which make room, if it has what is needed.
+            extent.is_used = extent.has(sectors(start, place.len()));
             gaps.push(next..place.start);
             next = place.end;
         }
@@ -330,7 +335,7 @@ impl Extents {
         let mut held_bytes = 0;
         for (first, extent, (start, place)) in self.parts(at, bytes.len()) {
             extent.put(start, bytes.get(place).unwrap_or(&[]));
-            if before.is_empty() || first >= before.end || first + extent.len_bytes as u64 <= before.start {
+            if !extent.overlaps(first, &before) {
                 held_bytes += if extent.held == 0 { extent.cost() } else { 0 };
                 extent.held += 1;
             }
@@ -340,16 +345,23 @@ impl Extents {
 
     /// Releases the extents of a range that was written.
     pub(super) fn release(&mut self, at: u64, len_bytes: usize) {
+        self.release_shared(at, len_bytes, 0..u64::MAX);
+    }
+
+    /// Releases the extents of a range that overlap the range `other` as well.
+    pub(super) fn release_shared(&mut self, at: u64, len_bytes: usize, other: Range<u64>) {
         let mut released_bytes = 0;
-        for (_, extent, _) in self.parts(at, len_bytes) {
-            released_bytes += release(extent);
+        for (first, extent, _) in self.parts(at, len_bytes) {
+            if extent.overlaps(first, &other) {
+                released_bytes += release(extent);
+            }
         }
         self.held_bytes = self.held_bytes.saturating_sub(released_bytes);
         self.forget_idle(at, len_bytes);
     }
 
     /// Drops extents of a range that have no content, and of which none is coming.
-    fn forget_idle(&mut self, at: u64, len_bytes: usize) {
+    pub(super) fn forget_idle(&mut self, at: u64, len_bytes: usize) {
         let idle = |(first, extent): (&u64, &Extent)| extent.is_idle().then_some(*first);
         while let Some(first) = self.map.range(self.keys(at, len_bytes)).find_map(idle) {
             self.remove(first);
@@ -434,7 +446,11 @@ impl Extents {
 
     /// Keeps memory that is not needed any more, if it has the length that is often needed.
     pub(super) fn keep_spare(&mut self, bytes: Vec<u8>) {
-        if bytes.len() == MOST_AT_ONCE && self.spares.len() < MOST_SPARES && self.spares.try_reserve(1).is_ok() {
+        if bytes.len() == MOST_AT_ONCE
+            && bytes.capacity() == MOST_AT_ONCE
+            && self.spares.len() < MOST_SPARES
+            && self.spares.try_reserve(1).is_ok()
+        {
             self.spares.push(bytes);
         }
     }

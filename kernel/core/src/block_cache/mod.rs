@@ -1,9 +1,17 @@
 //! The cache of a disk's blocks, and the queue of the writes that the disk does not have yet.
 //!
-//! **The disk gets writes one by one, in the order in which they were made**, so that a power cut
+//! **The disk gets writes one by one, in the order in which they were made**, unless a filesystem
+//! says otherwise, so that a power cut
 //! leaves the content that a disk without a cache would have had a moment before. Two writes that
 //! follow each other in the queue become one if the second continues the first one on the disk, or
 //! replaces its last sector.
+//!
+//! A filesystem may say of a write that it may come **late**, and of another that it may come
+//! **early**, before the late ones that were made before it ([`Order`]). Late writes come in
+//! groups. A group takes the place of the end of the late writes before it, if it writes the same
+//! blocks in the same order. So a file that grows piece by piece costs one write of its length and
+//! its place on the disk, not one for each piece. Only the filesystem knows that its disk makes
+//! sense without the late writes.
 //!
 //! What is kept of the disk is kept in extents ([`extents`]).
 //!
@@ -24,12 +32,28 @@ const SECTOR: usize = 512;
 pub const MOST_AT_ONCE: usize = 64 << 10;
 /// The most bytes that wait to be written.
 const MOST_WAITING: usize = 1 << 20;
+/// The most writes that are late.
+const MOST_LATE: usize = 64;
 /// The longest disk, in bytes: sums of positions and lengths stay far from the end of 64 bits.
 const LONGEST: u64 = 1 << 62;
 /// How many sequences of reads are told apart.
 const STREAMS: usize = 4;
 /// How far a sequence is read ahead, at first and at most, in bytes.
 const WINDOWS: [usize; 2] = [64 << 10, 256 << 10];
+
+/// When the disk gets a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Behind all writes before it.
+    Kept,
+    /// Late: at the latest before the next write whose order is kept, and behind the writes of its
+    /// group before it.
+    Late,
+    /// Late, and the last of its group.
+    Last,
+    /// Behind the writes before it that are not late. The disk has to make sense without those.
+    Early,
+}
 
 struct Write {
     at: u64,
@@ -41,6 +65,31 @@ struct Write {
 impl Write {
     fn end(&self) -> u64 {
         self.at + self.bytes.len() as u64
+    }
+
+    /// Returns whether the next write can become one with this: it continues this one, or replaces
+    /// its last sector. A disk that loses its power in the middle of such a write has no later
+    /// sector of it without the earlier ones, as if there were two.
+    fn takes(&self, at: u64, len_bytes: usize) -> bool {
+        let end = at + len_bytes as u64;
+        let is_next = (self.at..=self.end()).contains(&at) && self.end() - at <= SECTOR as u64;
+        is_next && end >= self.end() && end - self.at <= MOST_AT_ONCE as u64
+    }
+}
+
+/// A late write.
+struct Late {
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Late {
+    fn is_at(&self, at: u64, len_bytes: usize) -> bool {
+        (self.at, self.bytes.len()) == (at, len_bytes)
+    }
+
+    fn overlaps(&self, at: u64, len_bytes: usize) -> bool {
+        self.at < at + len_bytes as u64 && at < self.at + self.bytes.len() as u64
     }
 }
 
@@ -75,6 +124,8 @@ pub struct Counts {
     pub writes: u64,
     /// Writes that the disk has done.
     pub disk_writes: u64,
+    /// Bytes that the disk does not have yet.
+    pub dirty_bytes: usize,
 }
 
 /// A read of the disk that is under way. It must be ended ([`Cache::end_fill`]).
@@ -94,6 +145,11 @@ pub struct Cache {
     content: Extents,
     waiting: VecDeque<Write>,
     waiting_bytes: usize,
+    /// Late writes of groups that have ended, and of the group that has not. There is room for all
+    /// of them in `waiting`.
+    late: Vec<Late>,
+    group: Vec<Late>,
+    late_bytes: usize,
     /// The write that the disk has right now: where it begins, its length, and its number.
     under_way: Option<(u64, usize, u64)>,
     /// The number of the last write, and of the last write that the disk has done.
@@ -113,6 +169,9 @@ impl Cache {
             content: Extents::new(most_bytes),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            late: Vec::new(),
+            group: Vec::new(),
+            late_bytes: 0,
             under_way: None,
             last: 0,
             done: 0,
@@ -129,7 +188,7 @@ impl Cache {
 
     /// Returns the counts of the reads and writes so far.
     pub fn counts(&self) -> Counts {
-        self.counts
+        Counts { dirty_bytes: self.waiting_bytes + self.late_bytes, ..self.counts }
     }
 
     /// Returns how many bytes of the disk are here.
@@ -137,8 +196,9 @@ impl Cache {
         self.content.len_bytes()
     }
 
-    /// Returns the number of the last write. When [`Cache::done`] has reached the number, the disk
-    /// has all writes until now, except for writes that were lost ([`Cache::failed`]).
+    /// Returns the number of the last write that is not late. When [`Cache::done`] has reached the
+    /// number, the disk has all such writes until now, except for writes that were lost
+    /// ([`Cache::failed`]).
     pub fn last(&self) -> u64 {
         self.last
     }
@@ -154,9 +214,19 @@ impl Cache {
         self.waiting_bytes >= MOST_AT_ONCE
     }
 
-    /// Returns whether something waits to be written.
+    /// Returns whether the disk does not have all writes.
     pub fn is_dirty(&self) -> bool {
-        self.under_way.is_some() || !self.waiting.is_empty()
+        self.under_way.is_some() || self.has_next() || self.has_late()
+    }
+
+    /// Returns whether a write waits that is not late.
+    pub fn has_next(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Returns whether there are late writes.
+    pub fn has_late(&self) -> bool {
+        !self.late.is_empty() || !self.group.is_empty()
     }
 
     /// Drops everything that is not held.
@@ -168,8 +238,9 @@ impl Cache {
     /// disk does not have yet stays.
     pub fn invalidate(&mut self) {
         let waiting = self.waiting.iter().map(|write| (write.at, write.bytes.len()));
+        let late = self.late.iter().chain(&self.group).map(|late| (late.at, late.bytes.len()));
         let dirty: Vec<(u64, usize)> =
-            waiting.chain(self.under_way.map(|(at, len_bytes, _)| (at, len_bytes))).collect();
+            waiting.chain(late).chain(self.under_way.map(|(at, len_bytes, _)| (at, len_bytes))).collect();
         self.content.invalidate(&dirty);
     }
 
@@ -252,48 +323,128 @@ impl Cache {
 
     /// Takes a write; `fill` puts its bytes in place. Returns `false`, and takes nothing, if there
     /// is no room for it now.
-    pub fn write(&mut self, at: u64, len_bytes: usize, fill: impl FnOnce(&mut [u8])) -> bool {
-        let is_full = self.waiting_bytes + len_bytes > MOST_WAITING || self.content.are_mostly_held();
+    pub fn write(&mut self, at: u64, len_bytes: usize, order: Order, fill: impl FnOnce(&mut [u8])) -> bool {
+        let waiting_bytes = self.waiting_bytes + self.late_bytes;
+        let is_full = waiting_bytes + len_bytes > MOST_WAITING || self.content.are_mostly_held();
         if is_full && self.is_dirty() {
             return false;
         }
-        if !self.content.reserve(at, len_bytes) {
+        let has_room = self.waiting.try_reserve(self.late.len() + self.group.len() + 1).is_ok();
+        if !has_room || !self.content.reserve(at, len_bytes) {
             return false;
         }
-        let Some(Joined { start, before, mut bytes }) = self.bytes_for(at, len_bytes) else { return false };
+        let is_taken = self.take_write(at, len_bytes, order, fill).is_some();
+        if is_taken {
+            self.counts.writes += 1;
+        } else {
+            self.content.forget_idle(at, len_bytes);
+        }
+        is_taken
+    }
+
+    /// Takes a write, for whose content room is reserved. Returns `None`, and takes nothing, if
+    /// there is no memory for its bytes.
+    fn take_write(&mut self, at: u64, len_bytes: usize, order: Order, fill: impl FnOnce(&mut [u8])) -> Option<()> {
+        let is_late = matches!(order, Order::Late | Order::Last);
+        let is_in_the_way = |late: &Late| late.overlaps(at, len_bytes) && !(is_late && late.is_at(at, len_bytes));
+        let are_many = self.late.len() + self.group.len() >= MOST_LATE;
+        let is_in_group = self.group.iter().any(|late| late.overlaps(at, len_bytes));
+        if order == Order::Kept || are_many || is_in_group || self.late.iter().any(is_in_the_way) {
+            self.end_late();
+        }
+        if is_late {
+            self.group.try_reserve(1).ok()?;
+            self.late.try_reserve(self.group.len() + 1).ok()?;
+            let mut bytes = self.new_bytes(len_bytes)?;
+            fill(&mut bytes);
+            self.content.put(at, &bytes, at..at);
+            self.late_bytes += len_bytes;
+            self.group.push(Late { at, bytes });
+            if order == Order::Last {
+                self.end_group();
+            }
+            return Some(());
+        }
+        let Joined { start, before, mut bytes } = self.bytes_for(at, len_bytes)?;
         let place = (at - start) as usize;
         fill(part(&mut bytes, place, len_bytes));
         // An extent that the last write holds is held once for both.
         self.content.put(at, bytes.get(place..).unwrap_or(&[]), start..start + before as u64);
         self.waiting_bytes += bytes.len() - before;
         self.last += 1;
-        self.counts.writes += 1;
         self.waiting.push_back(Write { at: start, bytes, number: self.last });
-        true
+        Some(())
     }
 
-    /// Returns bytes with room for a write at their end: those of the last write that waits, if
-    /// this one continues it, or replaces its last sector. A disk that loses its power in the
-    /// middle of such a write has no later sector of it without the earlier ones, as if there were
-    /// two.
+    /// Returns bytes with room for a write at their end: those of the last write that waits, if it
+    /// [takes](Write::takes) this one.
     fn bytes_for(&mut self, at: u64, len_bytes: usize) -> Option<Joined> {
         let end = at + len_bytes as u64;
-        let joins = |last: &&mut Write| {
-            let is_next = (last.at..=last.end()).contains(&at) && last.end() - at <= SECTOR as u64;
-            is_next && end >= last.end() && end - last.at <= MOST_AT_ONCE as u64
-        };
-        if let Some(last) = self.waiting.back_mut().filter(joins) {
+        if let Some(last) = self.waiting.back_mut().filter(|last| last.takes(at, len_bytes)) {
             let (before, all) = (last.bytes.len(), (end - last.at) as usize);
-            last.bytes.try_reserve(all - before).ok()?;
+            last.bytes.try_reserve_exact(all - before).ok()?;
             let Write { at: start, mut bytes, .. } = self.waiting.pop_back()?;
             bytes.resize(all, 0);
             return Some(Joined { start, before, bytes });
         }
-        self.waiting.try_reserve(1).ok()?;
+        Some(Joined { start: at, before: 0, bytes: self.new_bytes(len_bytes)? })
+    }
+
+    /// Returns memory for a write of its own.
+    fn new_bytes(&mut self, len_bytes: usize) -> Option<Vec<u8>> {
         let mut bytes = self.content.spare(len_bytes).unwrap_or_default();
         bytes.try_reserve_exact(len_bytes.saturating_sub(bytes.len())).ok()?;
         bytes.resize(len_bytes, 0);
-        Some(Joined { start: at, before: 0, bytes })
+        Some(bytes)
+    }
+
+    /// Ends a group of late writes. If it writes all that was to be written from one of the late
+    /// writes on, and in the same order, it takes the place of those. Otherwise they are queued.
+    fn end_group(&mut self) {
+        let group = core::mem::take(&mut self.group);
+        let place_in_group = |late: &Late| group.iter().position(|newer| newer.is_at(late.at, late.bytes.len()));
+        let places: Vec<Option<usize>> = self.late.iter().map(place_in_group).skip_while(Option::is_none).collect();
+        let are_replaced = places.iter().all(Option::is_some) && places.is_sorted();
+        if are_replaced {
+            for Late { at, bytes } in self.late.drain(self.late.len() - places.len()..) {
+                self.late_bytes -= bytes.len();
+                // The group holds the same extents.
+                self.content.release(at, bytes.len());
+            }
+        } else {
+            self.queue_late();
+        }
+        self.late.extend(group);
+    }
+
+    /// Queues the late writes for the disk.
+    pub fn end_late(&mut self) {
+        self.queue_late();
+        self.late = core::mem::take(&mut self.group);
+        self.queue_late();
+    }
+
+    /// Queues the late writes of groups that have ended.
+    fn queue_late(&mut self) {
+        for Late { at, bytes } in core::mem::take(&mut self.late) {
+            self.last += 1;
+            self.late_bytes -= bytes.len();
+            if let Some(last) = self.waiting.back_mut()
+                && last.takes(at, bytes.len())
+                && last.bytes.try_reserve_exact(bytes.len()).is_ok()
+            {
+                let before = last.bytes.len();
+                // Extents that both hold are held once for both.
+                self.content.release_shared(at, bytes.len(), last.at..last.end());
+                last.bytes.truncate((at - last.at) as usize);
+                last.bytes.extend_from_slice(&bytes);
+                last.number = self.last;
+                self.waiting_bytes += last.bytes.len() - before;
+            } else {
+                self.waiting_bytes += bytes.len();
+                self.waiting.push_back(Write { at, bytes, number: self.last });
+            }
+        }
     }
 
     /// Returns the next write for the disk: where it begins, and its bytes. There is none while the
@@ -322,11 +473,12 @@ impl Cache {
         self.content.spare(len_bytes)
     }
 
-    /// Notes that the disk has failed to do the write that it had. Drops all writes that wait
-    /// behind it, so that no write is on the disk without the writes before it. Forgets the content
-    /// of all of them. Returns how many bytes are lost.
+    /// Notes that the disk has failed to do the write that it had. Drops all writes that wait, so
+    /// that no write is on the disk without the writes before it. Forgets the content of all of
+    /// them. Returns how many bytes are lost.
     pub fn failed(&mut self) -> usize {
         let under_way = self.under_way.take().map(|(at, len_bytes, _)| (at, len_bytes));
+        self.end_late();
         let waiting = core::mem::take(&mut self.waiting);
         let lost: Vec<(u64, usize)> =
             under_way.into_iter().chain(waiting.iter().map(|write| (write.at, write.bytes.len()))).collect();
@@ -345,7 +497,11 @@ mod tests {
     const BLOCK: u64 = 512;
 
     fn put(cache: &mut Cache, at: u64, bytes: &[u8]) -> bool {
-        cache.write(at, bytes.len(), |to| to.copy_from_slice(bytes))
+        put_when(cache, at, bytes, Order::Kept)
+    }
+
+    fn put_when(cache: &mut Cache, at: u64, bytes: &[u8], order: Order) -> bool {
+        cache.write(at, bytes.len(), order, |to| to.copy_from_slice(bytes))
     }
 
     fn get(cache: &mut Cache, at: u64, len_bytes: usize) -> Option<Vec<u8>> {
@@ -421,6 +577,80 @@ mod tests {
         let expected = [&first[..], &[(0, 8, 8, 1024), (0, 8, 8, 65536), (65024, 9, 9, 1024)]].concat();
         assert_eq!(writes, expected);
         assert_eq!((cache.done(), cache.content.held_bytes(), cache.waiting_bytes), (10, 0, 0));
+    }
+
+    /// Takes all that is queued for the disk: where each write begins, its first byte, its length.
+    fn drain(cache: &mut Cache) -> Vec<(u64, u8, usize)> {
+        let mut writes = vec![];
+        while let Some((at, bytes)) = cache.next_write() {
+            writes.push((at, bytes[0], bytes.len()));
+            cache.written(bytes);
+        }
+        writes
+    }
+
+    /// A file that grows: both tables, its data, and its length, again and again.
+    #[test]
+    fn a_group_of_late_writes_takes_the_place_of_the_one_before() {
+        let mut cache = Cache::new(1 << 20, 256 << 10);
+        for piece in 0..4u8 {
+            let data = 65536 + u64::from(piece) * 4096;
+            let steps = [(512, Order::Late), (2048, Order::Late), (data, Order::Early), (8192, Order::Last)];
+            for (at, order) in steps {
+                let bytes = if order == Order::Early { vec![9; 4096] } else { vec![piece; 512] };
+                assert!(put_when(&mut cache, at, &bytes, order));
+            }
+        }
+        assert_eq!((get(&mut cache, 512, 512), cache.last()), (Some(vec![3; 512]), 4));
+        assert_eq!(drain(&mut cache), [(65536, 9, 16384)]);
+        assert!(cache.is_dirty() && !cache.has_next() && cache.has_late() && cache.content.held_bytes() > 0);
+        cache.end_late();
+        assert_eq!(drain(&mut cache), [(512, 3, 512), (2048, 3, 512), (8192, 3, 512)]);
+        assert_eq!((cache.is_dirty(), cache.content.held_bytes(), cache.late_bytes), (false, 0, 0));
+        assert_eq!(cache.done(), cache.last());
+    }
+
+    #[test]
+    fn late_writes_that_are_not_written_again_stay() {
+        const GROUPS: [(&[u64], &[u64]); 6] = [
+            // The same, with a block before, with one behind.
+            (&[1, 2], &[]),
+            (&[3, 1, 2], &[]),
+            (&[3, 1, 2, 4], &[]),
+            // One that the group would overtake is not in it.
+            (&[1, 2], &[3, 1, 2, 4]),
+            // The order is another one.
+            (&[2, 1], &[1, 2]),
+            // Only the end is written again.
+            (&[1], &[]),
+        ];
+        let mut cache = Cache::new(1 << 20, 256 << 10);
+        for (group, queued) in GROUPS {
+            for (number, block) in group.iter().enumerate() {
+                let order = if number + 1 == group.len() { Order::Last } else { Order::Late };
+                assert!(put_when(&mut cache, block * 1024, &[*block as u8; 512], order));
+            }
+            let queued: Vec<(u64, u8, usize)> = queued.iter().map(|block| (block * 1024, *block as u8, 512)).collect();
+            assert_eq!(drain(&mut cache), queued, "{group:?}");
+        }
+        // A group that writes a block twice, a write that is in the place of a part of a late one,
+        // and an early one in the place of a late one come behind what is late.
+        let late = |cache: &mut Cache, at, byte, len_bytes| put_when(cache, at, &vec![byte; len_bytes], Order::Late);
+        assert!(late(&mut cache, 1024, 1, 512) && late(&mut cache, 1024, 9, 512));
+        // The second of the same two writes replaces the first.
+        assert_eq!(drain(&mut cache), [(2048, 2, 512), (1024, 1, 512)]);
+        assert!(late(&mut cache, 1024, 8, 1024));
+        assert_eq!(drain(&mut cache), [(1024, 9, 512)]);
+        assert!(put_when(&mut cache, 1024, &[7; 512], Order::Early));
+        assert_eq!(drain(&mut cache), [(1024, 8, 1024), (1024, 7, 512)]);
+        assert!(late(&mut cache, 512, 6, 512) && put(&mut cache, 8192, &[5; 512]));
+        assert_eq!(drain(&mut cache), [(512, 6, 512), (8192, 5, 512)]);
+        // They are few.
+        for number in 0..1000 {
+            assert!(put_when(&mut cache, number * 512, &[0; 512], [Order::Late, Order::Last][number as usize % 2]));
+            assert!(cache.late.len() + cache.group.len() <= 64);
+            drain(&mut cache);
+        }
     }
 
     /// Old content that was on its way from the disk does not replace content that was written
@@ -560,10 +790,59 @@ mod tests {
         disk
     }
 
+    type Place = (usize, Vec<u8>);
+
+    /// The late writes: those of the groups that have ended, and those of the last group.
+    #[derive(Default)]
+    struct Model(Vec<Place>, Vec<Place>);
+
+    impl Model {
+        fn is_empty(&self) -> bool {
+            self.0.is_empty() && self.1.is_empty()
+        }
+
+        fn all(&mut self) -> Vec<Place> {
+            [core::mem::take(&mut self.0), core::mem::take(&mut self.1)].concat()
+        }
+
+        /// Takes a write. Returns what the disk gets before the late writes that remain.
+        fn put(&mut self, write: Place, order: Order) -> Vec<Place> {
+            let range = |place: &Place| place.0..place.0 + place.1.len();
+            let this = range(&write);
+            let overlaps = |other: &Place| range(other).start < this.end && this.start < range(other).end;
+            let is_late = matches!(order, Order::Late | Order::Last);
+            let is_behind = self.1.iter().any(overlaps)
+                || self.0.iter().any(|other| overlaps(other) && !(is_late && range(other) == this))
+                || self.0.len() + self.1.len() >= MOST_LATE;
+            let mut queued = if order == Order::Kept || is_behind { self.all() } else { vec![] };
+            if !is_late {
+                queued.push(write);
+                return queued;
+            }
+            self.1.push(write);
+            if order == Order::Last {
+                // The late writes that stay, when those are left out that the group writes again.
+                let group: Vec<_> = self.1.iter().map(range).collect();
+                let is_again = |place: &Place| group.contains(&range(place));
+                let first = self.0.iter().position(is_again).unwrap_or(self.0.len());
+                let rest: Vec<_> = self.0[first..].iter().map(range).collect();
+                let again: Vec<_> = group.iter().filter(|range| rest.contains(range)).cloned().collect();
+                if again == rest {
+                    self.0.truncate(first);
+                } else {
+                    queued.append(&mut self.0);
+                }
+                self.0.append(&mut self.1);
+            }
+            queued
+        }
+    }
+
     proptest! {
-        /// Reads see the last write, what is kept is bounded, and at each moment the disk is as it would
-        /// be with the first so many writes, and the beginning of the next: also in the middle of a
-        /// write, and when one fails.
+        /// Reads see the last write, what is kept is bounded, and at each moment the disk is as it
+        /// would be with the first so many writes, and the beginning of the next: also in the
+        /// middle of a write, and when one fails. The order of the writes is that which was asked
+        /// for.
         #[test]
         fn it_is_a_disk(steps in proptest::collection::vec((0u8..12, 0u64..120, 1usize..12, any::<u8>()), 1..300)) {
             const LEN: usize = 64 << 10;
@@ -572,6 +851,7 @@ mod tests {
             let mut history = vec![newest.clone()];
             // The write behind each state: where it begins, and its bytes.
             let mut writes: Vec<(usize, Vec<u8>)> = vec![];
+            let mut late = Model::default();
             let mut fills: Vec<(Fill, Vec<u8>)> = vec![];
             let mut under_way: Option<(u64, Vec<u8>)> = None;
             for (step, block, blocks, byte) in steps {
@@ -580,11 +860,27 @@ mod tests {
                 let range = at as usize..at as usize + len_bytes;
                 match step {
                     0..3 => {
-                        if put(&mut cache, at, &vec![byte; len_bytes]) {
-                            newest[range].fill(byte);
-                            history.push(newest.clone());
-                            writes.push((at as usize, vec![byte; len_bytes]));
+                        // Late writes are to few places, so that groups are often the same.
+                        let (order, at, len_bytes) = match step {
+                            0 if byte % 4 == 0 => (Order::Kept, at, len_bytes),
+                            0 => (Order::Early, at, len_bytes),
+                            1 => (Order::Late, block % 5 * 4096, SECTOR),
+                            _ => (Order::Last, block % 3 * 4096, SECTOR),
+                        };
+                        let bytes = vec![byte; len_bytes];
+                        let had_late = cache.has_late();
+                        let mut queued = vec![];
+                        if put_when(&mut cache, at, &bytes, order) {
+                            newest = with(&newest, at as usize, &bytes);
+                            queued = late.put((at as usize, bytes), order);
+                        } else if had_late && !cache.has_late() {
+                            queued = late.all();
                         }
+                        for (at, bytes) in queued {
+                            history.push(with(history.last().unwrap(), at, &bytes));
+                            writes.push((at, bytes));
+                        }
+                        prop_assert_eq!(cache.has_late(), !late.is_empty());
                     }
                     3 | 4 => prop_assert_eq!(&read(&mut cache, &disk, at, len_bytes), &newest[range]),
                     5 => under_way = under_way.take().or_else(|| cache.next_write()),
@@ -610,6 +906,7 @@ mod tests {
                             // The disk keeps its content, and all writes that it does not have are
                             // forgotten.
                             newest = disk.clone();
+                            late.all();
                             history.resize(cache.done() as usize, vec![]);
                             history.push(newest.clone());
                             writes.resize(cache.done() as usize, (0, vec![]));
@@ -632,6 +929,7 @@ mod tests {
             for (fill, bytes) in fills {
                 cache.end_fill(&fill, Some(bytes), |_| ());
             }
+            cache.end_late();
             while let Some((at, bytes)) = under_way.take().or_else(|| cache.next_write()) {
                 disk[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
                 cache.written(bytes);

@@ -510,6 +510,9 @@ pub async fn mv(mut arguments: Arguments<'_>) -> Outcome {
     match tree::rename(&from, &to).await {
         Err(Error::Across) => {
             copy_file(&from, &to).await?;
+            // The copy is on its medium before the file is gone from its own.
+            let (mount, _) = tree::find(&to).map_err(said)?;
+            mount.volume.sync().await.map_err(about(&to))?;
             tree::remove(&from).await.map_err(about(&from))
         }
         done => done.map_err(about(&from)),

@@ -6,10 +6,10 @@ use anyhow::Result;
 use std::path::Path;
 
 /// Lengths of the disks in KiB: one without a filesystem, if the machine has none, the FAT and the
-/// ext4.
+/// ext4. `mke2fs` makes blocks of 4 KiB from 512 MiB on, and of 1 KiB on smaller disks.
 const SCRATCH_KIB: u64 = 64 << 10;
 const FAT_KIB: u64 = 300 << 10;
-const EXT_KIB: u64 = 32 << 10;
+const EXT_KIB: u64 = 512 << 10;
 /// Sectors in a cluster of the FAT.
 const SECTORS: u32 = 8;
 /// Name and length of the file on the ext4 that is read (`kernel/src/bench/files.rs`).

@@ -382,7 +382,7 @@ impl Cache {
         let end = at + len_bytes as u64;
         if let Some(last) = self.waiting.back_mut().filter(|last| last.takes(at, len_bytes)) {
             let (before, all) = (last.bytes.len(), (end - last.at) as usize);
-            last.bytes.try_reserve_exact(all - before).ok()?;
+            last.bytes.try_reserve(all - before).ok()?;
             let Write { at: start, mut bytes, .. } = self.waiting.pop_back()?;
             bytes.resize(all, 0);
             return Some(Joined { start, before, bytes });
@@ -431,7 +431,7 @@ impl Cache {
             self.late_bytes -= bytes.len();
             if let Some(last) = self.waiting.back_mut()
                 && last.takes(at, bytes.len())
-                && last.bytes.try_reserve_exact(bytes.len()).is_ok()
+                && last.bytes.try_reserve(bytes.len()).is_ok()
             {
                 let before = last.bytes.len();
                 // Extents that both hold are held once for both.

@@ -188,6 +188,20 @@ fn the_tables_of_the_abi_are_current() {
     assert!(read(&path) == page, "docs/abi.md is not what the ABI says");
 }
 
+/// A row of a table is one line: the next line would be a row of its own.
+#[test]
+fn each_row_of_a_table_ends() {
+    let is_cut_off = |line: &&str| line.starts_with("| ") && !line.ends_with(" |");
+    let broken = |path: PathBuf| {
+        let text = read(&path);
+        let prose = text.split("```").step_by(2).flat_map(str::lines);
+        prose.filter(is_cut_off).map(|line| format!("{}: {line}", path.display())).collect::<Vec<_>>()
+    };
+    let documents = documents().into_iter().filter(|path| path.extension().is_some_and(|end| end == "md"));
+    let broken: Vec<String> = documents.chain([ringfence::project().join("README.md")]).flat_map(broken).collect();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
 /// Prose has at most 100 columns: comments, and documents except for tables and pasted output.
 #[test]
 fn prose_fits_100_columns() {

@@ -27,8 +27,8 @@ pub enum Writes {
     /// Anything: the crate's order is kept.
     Anything,
     /// Data behind the end of a file, in clusters behind this byte of the disk, and the clusters,
-    /// which are noted in the FAT before. No file has them until the FAT and the file's length are
-    /// written: so the data may be there before. A single block behind that byte may be a
+    /// which are noted in the FAT before. No file has these bytes until its length is written: so
+    /// the data may be there before. A single block behind that byte may be a
     /// directory's, which gets the first cluster of a file.
     Data(u64),
     /// The length of a file whose data was written.

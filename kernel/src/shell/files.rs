@@ -457,10 +457,15 @@ pub async fn replace_whole(path: &Path, bytes: &[u8]) -> Outcome {
     let file = tree::open_file(&new, How::Empty).await.map_err(about(&new))?;
     file.write(0, bytes).await.map_err(about(&new))?;
     drop(file);
-    let (mount, _) = tree::find(path).map_err(said)?;
     // The content is on the medium before the name is.
-    mount.volume.sync().await.map_err(about(&new))?;
+    sync_volume_of(&new).await?;
     tree::rename(&new, path).await.map_err(about(path))?;
+    sync_volume_of(path).await
+}
+
+/// Waits until everything written to the filesystem that a path is on is on the medium.
+async fn sync_volume_of(path: &Path) -> Outcome {
+    let (mount, _) = tree::find(path).map_err(said)?;
     mount.volume.sync().await.map_err(about(path))
 }
 
@@ -511,8 +516,7 @@ pub async fn mv(mut arguments: Arguments<'_>) -> Outcome {
         Err(Error::Across) => {
             copy_file(&from, &to).await?;
             // The copy is on its medium before the file is gone from its own.
-            let (mount, _) = tree::find(&to).map_err(said)?;
-            mount.volume.sync().await.map_err(about(&to))?;
+            sync_volume_of(&to).await?;
             tree::remove(&from).await.map_err(about(&from))
         }
         done => done.map_err(about(&from)),

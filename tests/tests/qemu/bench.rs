@@ -1,11 +1,10 @@
 //! `cargo run -- bench` prints every row that it promises. The measured times are not checked here.
 
-use ringfence::images::Fat;
+use ringfence::bench::files;
 use ringfence::profile::{Options, measure};
 use ringfence::toolchain::Toolchain;
 use ringfence_abi::manifest::DomainKind;
 use ringfence_link::event::Row;
-use ringfence_tests::filesystem::ext;
 use ringfence_tests::{boot_badly, boot_well, machine, system};
 use std::process::Command;
 use tempfile::TempDir;
@@ -123,15 +122,9 @@ const INSTRUCTIONS_OF_FILES: [(&str, f64); 4] =
 #[test]
 fn no_operation_on_files_needs_more_instructions_than_it_did() {
     let directory = TempDir::new().unwrap();
-    let content = directory.path().join("content");
-    std::fs::create_dir(&content).unwrap();
-    std::fs::write(content.join("bench"), vec![0x52; 4 << 20]).unwrap();
-    let fat = Fat::with_clusters(directory.path(), 300 << 10, 32, 8).unwrap();
-    let ext = ext(directory.path(), 512 << 10, "ext4", &content);
-    let mut machine =
-        machine("mount disk0 /fat; mount disk1 /ext -o ro; bench fs --instructions --ring 1 --kind paged");
+    let mut machine = files::add(&machine(""), directory.path()).unwrap();
+    machine.contents.exec = Some(format!("{}; bench fs --instructions --ring 1 --kind paged", files::mount(&machine)));
     machine.icount = true;
-    machine.disks = vec![std::path::PathBuf::from(fat.path().unwrap()).into(), ext.into()];
     let text = boot_well(&machine);
     let rows = text.rows();
     let counts = INSTRUCTIONS_OF_FILES.map(|(name, before)| {

@@ -11,7 +11,7 @@
 //! * [`host`]: keeps the host's CPUs awake, so that a guest that waits does not lose time
 //! * [`report`]: the tables, for the terminal and as a page
 
-pub(crate) mod files;
+pub mod files;
 mod host;
 mod model;
 mod peer;

@@ -118,8 +118,8 @@ impl BufferedDisk {
         self.0.borrow_mut().write(lba, from, order)
     }
 
-    /// Waits until the kernel has all writes. They reach the medium in their order, as with a disk
-    /// that has a cache.
+    /// Waits until the kernel has all writes. They reach the medium in the [`Order`] that was
+    /// asked for, as with a disk that has a cache.
     ///
     /// # Errors
     /// [`Refusal::NoAnswer`] if one of the writes so far has failed, or a flush. The kernel takes
@@ -172,13 +172,8 @@ impl Buffers {
     }
 
     fn write(&mut self, lba: u64, from: &[u8], order: Order) -> Result<()> {
-        let operation = match order {
-            Order::Kept => BLOCK_WRITE,
-            Order::Late => BLOCK_WRITE_LATE,
-            Order::Last => BLOCK_WRITE_LAST,
-            Order::Early => BLOCK_WRITE_EARLY,
-        };
         self.check(lba, from.len())?;
+        let last = lba + self.blocks_in(from.len()) as u64;
         for (piece, lba) in from.chunks(BLOCK_MAX_DATA).zip((lba..).step_by(self.blocks_in(BLOCK_MAX_DATA))) {
             let block_bytes = self.block_bytes;
             let end = lba + (piece.len() / block_bytes) as u64;
@@ -189,6 +184,13 @@ impl Buffers {
             }
             let number = self.vacant()?;
             self.disk.data().write(number * BLOCK_MAX_DATA, piece);
+            let operation = match order {
+                Order::Kept => BLOCK_WRITE,
+                // Only the last piece ends the group.
+                Order::Last if end == last => BLOCK_WRITE_LAST,
+                Order::Late | Order::Last => BLOCK_WRITE_LATE,
+                Order::Early => BLOCK_WRITE_EARLY,
+            };
             self.ask(number, operation, lba, piece.len());
         }
         Ok(())
@@ -389,6 +391,22 @@ mod tests {
         tested.requests();
         assert_eq!(tested.read(5, 1), Ok(vec![5]));
         assert_eq!(tested.requests(), []);
+    }
+
+    #[test]
+    fn the_kernel_is_told_which_writes_may_be_late() {
+        let mut tested = Tested::new();
+        let bytes = vec![7; BLOCK_MAX_DATA + BLOCK];
+        let mut written = |lba, blocks: usize, order| {
+            let written = tested.kernel.run(|| tested.disk.write(lba, &bytes[..blocks * BLOCK], order));
+            assert_eq!((written, tested.settle()), (Ok(()), Ok(())));
+            tested.requests()
+        };
+        assert_eq!(written(3, 1, Order::Late), [(BLOCK_WRITE_LATE, 3, 512)]);
+        assert_eq!(written(4, 2, Order::Early), [(BLOCK_WRITE_EARLY, 4, 1024)]);
+        // A group ends with the last piece of its last write.
+        assert_eq!(written(8, 129, Order::Last), [(BLOCK_WRITE_LATE, 8, 65536), (BLOCK_WRITE_LAST, 136, 512)]);
+        assert_eq!(tested.read(136, 1), Ok(vec![7]));
     }
 
     #[test]

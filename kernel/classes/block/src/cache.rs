@@ -392,7 +392,7 @@ impl Cache {
             };
             // All work is polled when a write comes, and when somebody waits.
             let is_enough = poll_fn(|_| {
-                // Before that, writes that are late become others.
+                // Whoever waits has queued the late writes: the next round sees them, and the flag.
                 let is_waited_for = has_next && self.is_waited_for.swap(false, Ordering::AcqRel);
                 let content = self.content.lock();
                 match is_waited_for || content.has_whole_write() || content.has_next() != has_next {

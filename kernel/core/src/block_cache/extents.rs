@@ -1,5 +1,5 @@
 //! The content of a disk that is kept, in extents: what was read or written in one piece is kept in
-//! one piece, and goes as one. So it costs as much to keep 64 KiB as to keep 512 bytes.
+//! one piece, and goes as one. So it takes as many steps to keep 64 KiB as to keep 512 bytes.
 //!
 //! Extents do not overlap. Each knows which of its sectors are valid. It is held, and not evicted,
 //! while a write of it waits or while it is being read from the disk: so the disk's older content

@@ -1,10 +1,9 @@
 //! The cache of a disk's blocks, and the queue of the writes that the disk does not have yet.
 //!
 //! **The disk gets writes one by one, in the order in which they were made**, unless a filesystem
-//! says otherwise, so that a power cut
-//! leaves the content that a disk without a cache would have had a moment before. Two writes that
-//! follow each other in the queue become one if the second continues the first one on the disk, or
-//! replaces its last sector.
+//! says otherwise, so that a power cut leaves the content that a disk without a cache would have
+//! had a moment before. Two writes that follow each other in the queue become one if the second
+//! continues the first one on the disk, or replaces its last sector.
 //!
 //! A filesystem may say of a write that it may come **late**, and of another that it may come
 //! **early**, before the late ones that were made before it ([`Order`]). Late writes come in

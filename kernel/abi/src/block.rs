@@ -47,6 +47,42 @@ pub const BLOCK_WRITE_LAST: u32 = 4;
 /// those.
 pub const BLOCK_WRITE_EARLY: u32 = 5;
 
+/// When the disk of a filesystem gets a write, if its power may be cut at any moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Behind all writes before it ([`BLOCK_WRITE`]).
+    Kept,
+    /// Late: a moment later, or before the next write whose order is kept ([`BLOCK_WRITE_LATE`]).
+    Late,
+    /// Late, and the last of a group of late writes ([`BLOCK_WRITE_LAST`]).
+    Last,
+    /// Behind the writes before it, except for those that are late ([`BLOCK_WRITE_EARLY`]).
+    Early,
+}
+
+impl Order {
+    /// Returns the operation of a write.
+    pub const fn operation(self) -> u32 {
+        match self {
+            Order::Kept => BLOCK_WRITE,
+            Order::Late => BLOCK_WRITE_LATE,
+            Order::Last => BLOCK_WRITE_LAST,
+            Order::Early => BLOCK_WRITE_EARLY,
+        }
+    }
+
+    /// Returns the order of a write, and `None` for another operation.
+    pub const fn of(operation: u32) -> Option<Order> {
+        match operation {
+            BLOCK_WRITE => Some(Order::Kept),
+            BLOCK_WRITE_LATE => Some(Order::Late),
+            BLOCK_WRITE_LAST => Some(Order::Last),
+            BLOCK_WRITE_EARLY => Some(Order::Early),
+            _ => None,
+        }
+    }
+}
+
 /// The request was carried out.
 pub const BLOCK_OK: u32 = 0;
 /// The device failed.

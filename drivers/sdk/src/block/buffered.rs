@@ -6,10 +6,7 @@
 //! kernel is called once for several of them: **it carries them out one by one, in their order**,
 //! unless the filesystem says otherwise ([`Order`]).
 
-use super::{
-    BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_WRITE, BLOCK_WRITE_EARLY, BLOCK_WRITE_LAST, BLOCK_WRITE_LATE, BlockInfo,
-    Disk, USED_REQUESTS,
-};
+use super::{BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BlockInfo, Disk, Order, USED_REQUESTS};
 use crate::service::safe::rf_wait;
 use crate::{Refusal, Result};
 use alloc::rc::Rc;
@@ -18,22 +15,6 @@ use ringfence_abi::block::BLOCK_MAX_DATA;
 
 /// What a small read fetches, in bytes: a part of the disk that begins at a multiple of this.
 const AROUND_BYTES: usize = 4096;
-
-/// When the disk gets a write, if its power may be cut at any moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// Behind all writes before it.
-    Kept,
-    /// Late: a moment later, or before the next write whose order is kept.
-    Late,
-    /// Late, and the last of a group of late writes. If the group has all the blocks again that
-    /// were to be written from one of its blocks on, in the same order, it takes the place of
-    /// those. So a group relies on no late write before it but by the blocks that it writes again.
-    Last,
-    /// Behind the writes before it, except for those that are late. The filesystem must make sense
-    /// without these.
-    Early,
-}
 
 /// A disk with buffers. No other driver may write to it meanwhile, as to the disk of a filesystem.
 /// Clones are the same disk.
@@ -184,14 +165,9 @@ impl Buffers {
             }
             let number = self.vacant()?;
             self.disk.data().write(number * BLOCK_MAX_DATA, piece);
-            let operation = match order {
-                Order::Kept => BLOCK_WRITE,
-                // Only the last piece ends the group.
-                Order::Last if end == last => BLOCK_WRITE_LAST,
-                Order::Late | Order::Last => BLOCK_WRITE_LATE,
-                Order::Early => BLOCK_WRITE_EARLY,
-            };
-            self.ask(number, operation, lba, piece.len());
+            // Only the last piece ends a group.
+            let order = if order == Order::Last && end < last { Order::Late } else { order };
+            self.ask(number, order.operation(), lba, piece.len());
         }
         Ok(())
     }
@@ -307,6 +283,7 @@ impl Buffers {
 mod tests {
     use super::*;
     use crate::fake::{self, Kernel};
+    use ringfence_abi::block::{BLOCK_WRITE, BLOCK_WRITE_EARLY, BLOCK_WRITE_LAST, BLOCK_WRITE_LATE};
     use std::vec;
     use std::vec::Vec;
 

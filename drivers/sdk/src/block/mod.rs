@@ -2,7 +2,7 @@
 
 mod buffered;
 
-pub use buffered::{BufferedDisk, Order};
+pub use buffered::BufferedDisk;
 
 use crate::class::{self, Class, ClassDriver, Protocol, Requests};
 use crate::dma::Bytes;
@@ -12,7 +12,7 @@ use crate::{Refusal, Result};
 use core::ptr::NonNull;
 pub use ringfence_abi::block::{
     BLOCK_ERROR, BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_REQUESTS, BLOCK_UNSUPPORTED, BLOCK_WRITE,
-    BLOCK_WRITE_EARLY, BLOCK_WRITE_LAST, BLOCK_WRITE_LATE, BlockInfo, BlockRequest, USED_REQUESTS,
+    BlockInfo, BlockRequest, Order, USED_REQUESTS,
 };
 use ringfence_abi::block::{
     BLOCK_MAX_DATA, COMPLETE, QUEUE_BYTES, SUBMIT, USED_BYTES, USED_DATA, read_request, read_status, read_used,

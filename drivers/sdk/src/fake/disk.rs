@@ -3,9 +3,8 @@
 use super::{Kernel, Memory, bytes};
 use crate::block::Block;
 use ringfence_abi::block::{
-    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_WRITE, BLOCK_WRITE_EARLY, BLOCK_WRITE_LAST,
-    BLOCK_WRITE_LATE, BlockInfo, BlockRequest, USED_BYTES, USED_DATA, USED_REQUESTS, read_request, write_status,
-    write_used,
+    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BlockInfo, BlockRequest, Order, USED_BYTES,
+    USED_DATA, USED_REQUESTS, read_request, write_status, write_used,
 };
 use ringfence_abi::queue::{Complete, Consumer, Producer, Submit};
 use std::ops::Range;
@@ -88,7 +87,7 @@ impl Disk {
         let blocks = lba..lba + (len_bytes / self.block_bytes) as u64;
         let is_bad = self.bad.iter().any(|bad| blocks.contains(bad));
         let was_failed = self.has_failed;
-        let is_write = matches!(operation, BLOCK_WRITE | BLOCK_WRITE_EARLY | BLOCK_WRITE_LATE | BLOCK_WRITE_LAST);
+        let is_write = Order::of(operation).is_some();
         self.has_failed = operation != BLOCK_FLUSH && (was_failed || is_write && is_bad);
         if is_bad || was_failed && operation != BLOCK_READ {
             return None;

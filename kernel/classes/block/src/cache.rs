@@ -21,7 +21,8 @@ use hw::console::{self, Source};
 use hw::memory::{buffer, has_room, heap_use, reclaim};
 use hw::task::wait_in;
 use log::Level;
-use ringfence_core::block_cache::{self, Counts, Fill, MOST_AT_ONCE, Order, PAGE_BYTES};
+use ringfence_abi::block::Order;
+use ringfence_core::block_cache::{self, Counts, Fill, MOST_AT_ONCE, PAGE_BYTES};
 use spin::Mutex;
 
 /// How long the first of some writes waits for others: they may become one.

@@ -25,13 +25,11 @@ use host::domain::{Domain, Handle, end, registry};
 use host::poll;
 use hw::memory::frames::Lent;
 use ringfence_abi::block::{
-    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_UNSUPPORTED, BLOCK_WRITE,
-    BLOCK_WRITE_EARLY, BLOCK_WRITE_LAST, BLOCK_WRITE_LATE, BlockInfo, BlockRequest, USED_BYTES, USED_DATA,
-    USED_REQUESTS, read_request, write_status, write_used,
+    BLOCK_ERROR, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_READ_ONLY, BLOCK_UNSUPPORTED, BlockInfo,
+    BlockRequest, Order, USED_BYTES, USED_DATA, USED_REQUESTS, read_request, write_status, write_used,
 };
 use ringfence_abi::manifest::{Kind, ManifestError};
 use ringfence_abi::service::Refusal;
-use ringfence_core::block_cache::Order;
 use ringfence_core::parameter::flag;
 use ringfence_core::requests::Data;
 use ringfence_core::requests::client::Asked;
@@ -212,7 +210,7 @@ impl Use for Client {
         while self.worked_at == 0
             && !disk.is_in_doubt()
             && let Some((number, request)) = self.fresh.first()
-            && !(self.is_read_only && order_of(request).is_some())
+            && !(self.is_read_only && Order::of(request.operation).is_some())
             && let Some(status) = at_once(&cache, &*disk, &self.memory, *number, request)
         {
             let (number, _) = self.fresh.remove(0);
@@ -283,7 +281,7 @@ async fn serve(
     request: BlockRequest,
 ) {
     // The work for a driver is charged to it.
-    let status = match order_of(&request) {
+    let status = match Order::of(request.operation) {
         Some(_) if is_read_only => BLOCK_ERROR,
         _ => poll::charged(|| domain.upgrade(), carry_out(disk, cache, &memory, number, &request)).await,
     };
@@ -304,17 +302,6 @@ async fn serve(
     }
 }
 
-/// Returns the order of a write, and `None` for other requests.
-fn order_of(request: &BlockRequest) -> Option<Order> {
-    match request.operation {
-        BLOCK_WRITE => Some(Order::Kept),
-        BLOCK_WRITE_LATE => Some(Order::Late),
-        BLOCK_WRITE_LAST => Some(Order::Last),
-        BLOCK_WRITE_EARLY => Some(Order::Early),
-        _ => None,
-    }
-}
-
 /// Returns whether the length of a request, which may be any number, is allowed.
 fn has_good_length(disk: &dyn Disk, request: &BlockRequest) -> bool {
     let len = request.data_len as usize;
@@ -326,7 +313,7 @@ fn has_good_length(disk: &dyn Disk, request: &BlockRequest) -> bool {
 fn at_once(cache: &Cache, disk: &dyn Disk, memory: &Lent, number: usize, request: &BlockRequest) -> Option<u32> {
     let (lba, len, at) = (request.lba, request.data_len as usize, USED_DATA + number * BLOCK_MAX_DATA);
     let is_done = has_good_length(disk, request)
-        && match (request.operation, order_of(request)) {
+        && match (request.operation, Order::of(request.operation)) {
             (BLOCK_READ, _) => cache.read_at_once(lba, len, |place, bytes| {
                 Data::write(memory, at + place, bytes);
             }),
@@ -354,7 +341,7 @@ async fn carry_out(
         disk::settled().await;
     }
     let (lba, len, at) = (request.lba, request.data_len as usize, USED_DATA + number * BLOCK_MAX_DATA);
-    let order = order_of(request);
+    let order = Order::of(request.operation);
     if (request.operation == BLOCK_READ || order.is_some()) && !has_good_length(&*disk, request) {
         return BLOCK_ERROR;
     }

@@ -22,6 +22,7 @@ mod extents;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use extents::{Extents, part};
+use ringfence_abi::block::Order;
 
 /// Reads of the disk begin and end at multiples of so many bytes.
 pub const PAGE_BYTES: usize = 4096;
@@ -39,20 +40,6 @@ const LONGEST: u64 = 1 << 62;
 const STREAMS: usize = 4;
 /// How far a sequence is read ahead, at first and at most, in bytes.
 const WINDOWS: [usize; 2] = [64 << 10, 256 << 10];
-
-/// When the disk gets a write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// Behind all writes before it.
-    Kept,
-    /// Late: at the latest before the next write whose order is kept, and behind the writes of its
-    /// group before it.
-    Late,
-    /// Late, and the last of its group.
-    Last,
-    /// Behind the writes before it that are not late. The disk has to make sense without those.
-    Early,
-}
 
 struct Write {
     at: u64,

@@ -618,6 +618,19 @@ fn a_hostile_filesystem_harms_nobody() {
     assert_intact(&text);
 }
 
+/// Nobody waits for a file to be closed: its driver does that in the upcall for the next request.
+#[test]
+fn a_file_is_closed_with_the_next_request() {
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 8 << 10, 16);
+    image.put("a", b"hello").unwrap();
+    let text = boot_well(&with_image("mount disk0 /mnt; cat /mnt/a; trace fat ls /mnt", image.path().unwrap()));
+    let traced: Vec<&str> = text.lines().skip_while(|line| !line.contains("close file 1")).take(4).collect();
+    let [close, stat, poll, done] = traced[..] else { panic!("{text}") };
+    let expected = [(close, "gets file request"), (stat, ": stat"), (poll, "> poll(queue)"), (done, "has done")];
+    assert!(expected.iter().all(|(line, part)| line.contains(part)), "{traced:?}");
+}
+
 /// Names are put into the blocks of a directory one by one, and the disk gets each block a few
 /// times only.
 #[test]

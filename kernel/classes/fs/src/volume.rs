@@ -173,6 +173,18 @@ impl Volume {
         }
         // A driver may answer every request at once: other tasks have their turn in between.
         yield_now().await;
+        self.close_waiting().await;
+        self.attempt(request, data_out, data_in, is_done).await
+    }
+
+    /// Sends a request, as [`Volume::ask_unless`] does.
+    async fn attempt(
+        &self,
+        request: Request,
+        data_out: &[u8],
+        data_in: &mut [u8],
+        is_done: impl AsyncFn() -> bool,
+    ) -> Outcome<FsOutcome> {
         let mut attempt = Attempt::<Files>::new(&self.server);
         match attempt.outcome(&request, data_out, data_in, is_done).await {
             Ok(Done::Now(Ok(outcome))) => Ok(outcome),
@@ -210,7 +222,6 @@ impl Volume {
 
     /// Sends a request about a path.
     async fn ask_about(&self, operation: Operation, path: &Path) -> Outcome<FsOutcome> {
-        self.close_waiting().await;
         let request = Request { operation, node: 0, offset: 0, flags: 0 };
         self.ask(request, path.as_str().as_bytes(), &mut []).await
     }
@@ -229,14 +240,12 @@ impl Volume {
 
     /// Has everything put on the disk's medium.
     pub async fn sync(&self) -> Outcome<()> {
-        self.close_waiting().await;
         let request = Request { operation: Operation::Sync, node: 0, offset: 0, flags: 0 };
         self.ask(request, &[], &mut []).await.map(|_| ())
     }
 
     /// Makes a directory.
     pub async fn make_directory(&self, path: &Path) -> Outcome<()> {
-        self.close_waiting().await;
         let request = Request { operation: Operation::MakeDirectory, node: 0, offset: 0, flags: 0 };
         let is_done = async || matches!(self.look(path).await, Some(Ok(found)) if found.kind == FS_DIRECTORY);
         self.ask_unless(request, path.as_str().as_bytes(), &mut [], is_done).await.map(|_| ())
@@ -245,7 +254,6 @@ impl Volume {
     /// Removes a file or an empty directory.
     pub async fn remove(&self, path: &Path) -> Outcome<()> {
         self.check_not_open(path)?;
-        self.close_waiting().await;
         let request = Request { operation: Operation::Remove, node: 0, offset: 0, flags: 0 };
         let is_done = async || self.is_missing(path).await;
         self.ask_unless(request, path.as_str().as_bytes(), &mut [], is_done).await.map(|_| ())
@@ -255,7 +263,6 @@ impl Volume {
     pub async fn rename(&self, from: &Path, to: &Path) -> Outcome<()> {
         self.check_not_open(from)?;
         self.check_not_open(to)?;
-        self.close_waiting().await;
         let offset = from.as_str().len() as u64;
         let request = Request { operation: Operation::Rename, node: 0, offset, flags: 0 };
         let is_done = async || self.is_missing(from).await && self.is_there(to).await;
@@ -265,7 +272,6 @@ impl Volume {
 
     /// Opens the file or directory at `path` under a new number.
     pub(crate) async fn open(&self, path: &Path, flags: u32) -> Outcome<(u64, Stat)> {
-        self.close_waiting().await;
         let node = NUMBERS.fetch_add(1, Ordering::Relaxed);
         self.open.lock().push((node, path.clone()));
         let opening = Opening { volume: self, node };
@@ -296,14 +302,17 @@ impl Volume {
         self.to_close.lock().push(node);
     }
 
-    /// Closes the files that nobody needs any more.
+    /// Closes the files that nobody needs any more. The driver does that in the same upcall as the
+    /// request that is sent next, unless its queue is full.
     async fn close_waiting(&self) {
         // One after the other: if this future is dropped, the others stay.
         let next = || self.to_close.lock().pop();
         while let Some(node) = next() {
             let request = Request { operation: Operation::Close, node, offset: 0, flags: 0 };
-            // A driver that does not know the number has nothing to close.
-            let _ = self.ask(request, &[], &mut []).await;
+            if !attempt::post::<Files>(&self.server.handle(), &request) {
+                // A driver that does not know the number has nothing to close.
+                let _ = self.attempt(request, &[], &mut [], async || false).await;
+            }
         }
     }
 

@@ -241,6 +241,11 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
         self.states.requests.iter().filter(|state| matches!(state, State::Sent { .. })).count()
     }
 
+    /// Returns how many requests are free.
+    pub fn free(&self) -> usize {
+        self.states.free.len()
+    }
+
     /// Returns the position of the oldest request that the driver has; each request has its own.
     /// `None` if the driver has no request.
     pub fn oldest(&self) -> Option<u64> {

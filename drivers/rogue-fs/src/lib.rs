@@ -1,7 +1,7 @@
 //! A hostile filesystem. It invents all its files: every path is a directory, but for paths that
 //! end with `file`. `tell rogue-fs VERB` selects how it lies from then on; with `write` it writes
 //! to its disk, although it says that it cannot, or was told not to. With `pairs` it writes faster
-//! than the disk does.
+//! than the disk does. With `reach` it has the disk's blocks put where it must not.
 //!
 //! Like `rogue`, this driver has unsafe code of its own.
 #![no_std]
@@ -11,11 +11,12 @@ extern crate alloc;
 
 use alloc::vec;
 use alloc::vec::Vec;
-use ringfence_sdk::abi::block::BLOCK_MAX_DATA;
+use ringfence_sdk::abi::block::{self, BLOCK_MAX_DATA, BLOCK_READ, BLOCK_WRITE, BlockRequest};
 use ringfence_sdk::abi::fs::{
-    COMPLETE, FS_DIRECTORY, FS_FILE, FS_MAX_NAME, FS_READ_ONLY, FS_REQUESTS, FsEntry, FsInfo, FsOutcome, FsRequest,
-    Operation, SUBMIT, read_request, write_outcome,
+    COMPLETE, FS_DIRECTORY, FS_FILE, FS_MAX_DATA, FS_MAX_NAME, FS_READ_ONLY, FS_REQUESTS, FsEntry, FsInfo, FsOutcome,
+    FsRequest, Operation, SUBMIT, read_request, write_outcome,
 };
+use ringfence_sdk::abi::layout::{DMA, SLOT_SIZE, USED};
 use ringfence_sdk::abi::queue::{ENTRIES, PUT, TAKEN, Words};
 use ringfence_sdk::block::{BufferedDisk, Order};
 use ringfence_sdk::fs::field;
@@ -109,6 +110,48 @@ impl RogueFs {
         if done == 0 { Err(Refusal::NoAnswer) } else { Ok(done) }
     }
 
+    /// Reads a page of the disk to addresses that are mostly false, and then writes it from there.
+    /// Returns a bit for each that was carried out, and a bit from 16 on for each write.
+    fn reach() -> u64 {
+        const LEN: u64 = 4096;
+        // Its own requests to the disk, past the SDK.
+        let slot = RogueFs::reach as *const () as u64 & !(SLOT_SIZE - 1);
+        let used = Memory((slot + USED) as *mut u64);
+        // The data of its requests: the first memory of this kind that it has.
+        let data = slot + DMA;
+        let end = data + (FS_REQUESTS * FS_MAX_DATA) as u64;
+        let places = [
+            data,
+            end - LEN,
+            data - LEN,
+            data - 1,
+            end - LEN + 1,
+            end,
+            u64::MAX - LEN + 1,
+            u64::MAX,
+            RogueFs::reach as *const () as u64,
+            slot + USED,
+            0xffff_ffff_8020_0000,
+            data + SLOT_SIZE,
+        ];
+        let mut carried_out = 0;
+        for (operation, first) in [(BLOCK_READ, 0), (BLOCK_WRITE, 16)] {
+            for (bit, data) in (first..).zip(places) {
+                block::write_request(
+                    &used,
+                    0,
+                    &BlockRequest { data_address: 0, data, data_len: LEN as u32, operation, lba: 8 },
+                );
+                let put = used.load(block::SUBMIT.base + PUT);
+                used.store(block::SUBMIT.base + ENTRIES + put as usize % block::SUBMIT.capacity, 0);
+                used.store(block::SUBMIT.base + PUT, put + 1);
+                let _ = unsafe { raw::rf_wait() };
+                carried_out |= u64::from(block::read_status(&used, 0) == 0) << bit;
+            }
+        }
+        carried_out
+    }
+
     fn outcome(&self, request: &FsRequest) -> FsOutcome {
         let data = request.data as *mut u8;
         let room = request.data_len as usize;
@@ -188,6 +231,7 @@ impl Driver for RogueFs {
         self.lie = match text {
             "write" => return self.write_in_each_order(),
             "pairs" => return self.write_pairs(),
+            "reach" => return Ok(RogueFs::reach()),
             "none" => Lie::None,
             "more" => Lie::More,
             "status" => Lie::Status,

@@ -207,8 +207,8 @@ impl<P: Protocol> Requests<P> {
     /// Returns the data of a request as it lies in memory.
     ///
     /// # Safety
-    /// No device may reach the data: the kernel leaves it alone until the request is completed, and
-    /// nobody else has it.
+    /// No device may reach the data. The kernel leaves it alone until the request is completed, but
+    /// for what the driver asks a disk to read there. Nobody else has it.
     pub(crate) unsafe fn data_mut(&mut self, ticket: &Ticket<P>) -> &mut [u8] {
         // SAFETY: this driver alone has the data, and it has no other reference to it, as the slice
         // borrows all requests.

@@ -297,6 +297,7 @@ impl<F: Filesystem> FsDriver<F> {
         let at = || find(open).ok_or(FsError::Stale);
         // SAFETY: the data of files is in no device's reach: blocks are copied from it and to it.
         let data = unsafe { channel.data_mut(ticket) };
+        disk.lend(data);
         let path = || text_of(data).ok_or(FsError::Name);
         let done = FsOutcome::default();
         match operation {

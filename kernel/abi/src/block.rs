@@ -96,7 +96,10 @@ pub const BLOCK_UNSUPPORTED: u32 = 2;
 pub struct BlockRequest {
     /// Address of the data as the device sees it; 0 for a device that reaches no memory.
     pub data_address: u64,
-    /// Address of the data as the driver sees it.
+    /// Address of the data as the driver sees it. A driver that uses a disk sets it to 0 for the
+    /// request's own part of the memory that it shares ([`USED_DATA`]). Any other address must be
+    /// in the data of the requests that the kernel makes of the driver: so blocks get there, or
+    /// come from there, without a copy in between.
     pub data: u64,
     /// Length of the data in bytes, a multiple of the block length.
     pub data_len: u32,

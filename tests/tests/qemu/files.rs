@@ -618,6 +618,22 @@ fn a_hostile_filesystem_harms_nobody() {
     assert_intact(&text);
 }
 
+/// A filesystem may have blocks put into the data of its requests, and from there onto the disk;
+/// any other address is refused, in its own slot as well.
+#[test]
+fn blocks_go_into_the_requests_of_their_filesystem_and_nowhere_else() {
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 8 << 10, 16);
+    let before = std::fs::read(&image.0).unwrap();
+    let script = "integrity; lsblk; insmod rogue-fs claims=off; tell rogue-fs reach; rmmod rogue-fs; integrity";
+    let text = boot_well(&with_image(script, image.path().unwrap()));
+    // The first two places are in the data; what is read there is written back.
+    assert_says(&text, "rogue-fs: 196611 (0x30003)");
+    assert!(text.faults("rogue-fs").is_empty(), "{text}");
+    assert!(std::fs::read(&image.0).unwrap() == before);
+    assert_intact(&text);
+}
+
 /// Nobody waits for a file to be closed: its driver does that in the upcall for the next request.
 #[test]
 fn a_file_is_closed_with_the_next_request() {

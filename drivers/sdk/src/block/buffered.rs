@@ -5,16 +5,22 @@
 //! [requests](USED_REQUESTS) keeps what was read and written last. Writes are collected, and the
 //! kernel is called once for several of them: **it carries them out one by one, in their order**,
 //! unless the filesystem says otherwise ([`Order`]).
+//!
+//! Large pieces that are read into the data of a request, or written out of it, take no buffer: the
+//! kernel finds the [lent](BufferedDisk::lend) data where it is.
 
 use super::{BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BlockInfo, Disk, Order, USED_REQUESTS};
 use crate::service::safe::rf_wait;
 use crate::{Refusal, Result};
 use alloc::rc::Rc;
 use core::cell::RefCell;
+use core::ops::Range;
 use ringfence_abi::block::BLOCK_MAX_DATA;
 
 /// What a small read fetches, in bytes: a part of the disk that begins at a multiple of this.
 const AROUND_BYTES: usize = 4096;
+/// The least piece that goes past the buffers. Two smaller ones may be fetched at once.
+const LARGE_BYTES: usize = BLOCK_MAX_DATA / 2 + 1;
 
 /// A disk with buffers. No other driver may write to it meanwhile, as to the disk of a filesystem.
 /// Clones are the same disk.
@@ -30,6 +36,8 @@ struct Buffers {
     clock: u64,
     /// Whether a write has failed since the user began, or began again.
     has_failed: bool,
+    /// The addresses of the data that was lent.
+    lent: Range<u64>,
 }
 
 /// The memory of a request.
@@ -69,7 +77,7 @@ impl BufferedDisk {
             return Err(Refusal::Invalid);
         }
         let buffers = [Buffer::default(); USED_REQUESTS];
-        let buffers = Buffers { disk, block_bytes, buffers, clock: 0, has_failed: false };
+        let buffers = Buffers { disk, block_bytes, buffers, clock: 0, has_failed: false, lent: 0..0 };
         Ok(BufferedDisk(Rc::new(RefCell::new(buffers))))
     }
 
@@ -109,6 +117,13 @@ impl BufferedDisk {
         self.0.borrow_mut().settle()
     }
 
+    /// Lends the data of a request to the disk, until the next call: the disk may read into it, and
+    /// what is written out of it must stay there until [`BufferedDisk::settle`] is called.
+    pub(crate) fn lend(&self, data: &mut [u8]) {
+        let start = data.as_mut_ptr().expose_provenance() as u64;
+        self.0.borrow_mut().lent = start..start + data.len() as u64;
+    }
+
     /// Waits until everything written has reached the medium.
     ///
     /// # Errors
@@ -116,7 +131,7 @@ impl BufferedDisk {
     pub fn flush(&self) -> Result<()> {
         let mut disk = self.0.borrow_mut();
         let number = disk.vacant()?;
-        disk.ask(number, BLOCK_FLUSH, 0, 0);
+        disk.ask(number, BLOCK_FLUSH, 0, 0, 0);
         disk.settle()
     }
 
@@ -138,11 +153,15 @@ impl Buffers {
             if self.found(lba, piece) {
                 continue;
             }
+            if let Some(data) = self.lent(piece.as_mut_ptr(), piece.len()) {
+                self.fetch(lba, piece.len(), data)?;
+                continue;
+            }
             let (first, len_bytes) = self.around(lba, piece.len());
             let is_all = (first, len_bytes) == (lba, piece.len());
-            match self.fetch(first, len_bytes) {
+            match self.fetch(first, len_bytes, 0) {
                 // A block beside those that are asked for may be bad.
-                Err(_) if !is_all => self.fetch(lba, piece.len())?,
+                Err(_) if !is_all => self.fetch(lba, piece.len(), 0)?,
                 fetched => fetched?,
             }
             if !self.found(lba, piece) {
@@ -164,10 +183,13 @@ impl Buffers {
                 }
             }
             let number = self.vacant()?;
-            self.disk.data().write(number * BLOCK_MAX_DATA, piece);
+            let data = self.lent(piece.as_ptr(), piece.len()).unwrap_or(0);
+            if data == 0 {
+                self.disk.data().write(number * BLOCK_MAX_DATA, piece);
+            }
             // Only the last piece ends a group.
             let order = if order == Order::Last && end < last { Order::Late } else { order };
-            self.ask(number, order.operation(), lba, piece.len());
+            self.ask(number, order.operation(), lba, piece.len(), data);
         }
         Ok(())
     }
@@ -221,14 +243,22 @@ impl Buffers {
         if is_within { (first, blocks * self.block_bytes) } else { (lba, len_bytes) }
     }
 
-    /// Reads into a buffer, and waits for that.
-    fn fetch(&mut self, lba: u64, len_bytes: usize) -> Result<()> {
+    /// Returns the address of a large piece, if it is in data that was lent.
+    fn lent(&self, piece: *const u8, len_bytes: usize) -> Option<u64> {
+        let start = piece.expose_provenance() as u64;
+        let is_within = self.lent.start <= start && start + len_bytes as u64 <= self.lent.end;
+        (len_bytes >= LARGE_BYTES && is_within).then_some(start)
+    }
+
+    /// Reads to `data`, an address that was lent, or into a buffer if that is 0, and waits for it.
+    fn fetch(&mut self, lba: u64, len_bytes: usize, data: u64) -> Result<()> {
         let number = self.vacant()?;
-        self.ask(number, BLOCK_READ, lba, len_bytes);
+        self.ask(number, BLOCK_READ, lba, len_bytes, data);
         while self.buffers[number].is_under_way {
             self.wait()?;
         }
-        if self.buffers[number].len_bytes > 0 { Ok(()) } else { Err(Refusal::NoAnswer) }
+        let is_read = self.disk.status(number) == BLOCK_OK;
+        if is_read { Ok(()) } else { Err(Refusal::NoAnswer) }
     }
 
     /// Returns the number of a request that is not under way, and waits for one if need be.
@@ -242,11 +272,13 @@ impl Buffers {
         }
     }
 
-    fn ask(&mut self, number: usize, operation: u32, lba: u64, len_bytes: usize) {
+    fn ask(&mut self, number: usize, operation: u32, lba: u64, len_bytes: usize, data: u64) {
         self.clock += 1;
         let used = if len_bytes < BLOCK_MAX_DATA { self.clock } else { 0 };
-        self.buffers[number] = Buffer { lba, len_bytes, operation, is_under_way: true, used };
-        self.disk.submit(number, operation, lba, len_bytes);
+        // It has no content if that is elsewhere.
+        let content = if data == 0 { len_bytes } else { 0 };
+        self.buffers[number] = Buffer { lba, len_bytes: content, operation, is_under_way: true, used };
+        self.disk.submit(number, operation, lba, len_bytes, data);
     }
 
     /// Waits until a request is done.
@@ -422,6 +454,42 @@ mod tests {
         let writes = [(BLOCK_WRITE, 10, 512), (BLOCK_WRITE, 10, 512), (BLOCK_WRITE, 40, 1536)];
         assert_eq!(tested.requests(), [&writes[..], &[(BLOCK_READ, 8, 4096)]].concat());
         assert_eq!(tested.read(39, 3), Ok(vec![39, 0xb3, 0xb3]));
+    }
+
+    /// What is read and written is the same as with buffers.
+    #[test]
+    fn large_pieces_of_lent_data_take_no_buffer() {
+        let mut tested = Tested::new();
+        let mut data = vec![0; BLOCK_MAX_DATA];
+        tested.disk.lend(&mut data);
+        assert_eq!(tested.read(5, 1), Ok(vec![5]));
+        assert_eq!(tested.kernel.run(|| tested.disk.read(3, &mut data)), Ok(()));
+        assert!(data.chunks(BLOCK).zip(3_u64..).all(|(block, lba)| block == [lba as u8; BLOCK]));
+        assert_eq!(
+            (tested.requests(), tested.below().in_place),
+            (vec![(BLOCK_READ, 0, 4096), (BLOCK_READ, 3, 65536)], 1)
+        );
+        // Half of what a request can move, memory beside the data, and data that a buffer has.
+        assert_eq!(tested.kernel.run(|| tested.disk.read(200, &mut data[BLOCK_MAX_DATA / 2..])), Ok(()));
+        assert_eq!(tested.read(300, 128), Ok((300..428).map(|block| block as u8).collect()));
+        assert_eq!(tested.kernel.run(|| tested.disk.read(300, &mut data)), Ok(()));
+        assert_eq!((data[0], tested.requests().len(), tested.below().in_place), (44, 2, 1));
+        // A buffer with blocks that are written in place has them no more.
+        data.fill(0xd1);
+        assert_eq!(tested.kernel.run(|| tested.disk.write(290, &data, Order::Early)), Ok(()));
+        assert_eq!((tested.read(300, 1), tested.below().in_place), (Ok(vec![0xd1]), 2));
+        assert_eq!(tested.requests(), [(BLOCK_WRITE_EARLY, 290, 65536), (BLOCK_READ, 296, 4096)]);
+        // What fails is told, whatever a buffer had.
+        tested.below().bad = vec![600];
+        assert_eq!(tested.kernel.run(|| tested.disk.read(550, &mut data)), Err(Refusal::NoAnswer));
+        assert_eq!(tested.kernel.run(|| tested.disk.write(550, &data, Order::Kept)), Ok(()));
+        assert_eq!((tested.settle(), tested.below().in_place), (Err(Refusal::NoAnswer), 4));
+        // Data is lent until the next.
+        tested.below().bad = vec![];
+        tested.kernel.run(|| tested.disk.begin_again());
+        tested.disk.lend(&mut []);
+        assert_eq!(tested.kernel.run(|| tested.disk.read(550, &mut data)), Ok(()));
+        assert_eq!((data[0], tested.below().in_place), (38, 4));
     }
 
     /// There is memory for seven requests: the driver waits when all of them are under way.

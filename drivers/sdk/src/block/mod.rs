@@ -124,9 +124,10 @@ impl Disk {
         &self.data
     }
 
-    /// Submits request `number`, which must not be under way.
-    pub(crate) fn submit(&mut self, number: usize, operation: u32, lba: u64, len_bytes: usize) {
-        let request = BlockRequest { data_address: 0, data: 0, data_len: len_bytes as u32, operation, lba };
+    /// Submits request `number`, which must not be under way. `data` is the address of its data, in
+    /// a request of the kernel, or 0 for its own part of the shared memory.
+    pub(crate) fn submit(&mut self, number: usize, operation: u32, lba: u64, len_bytes: usize, data: u64) {
+        let request = BlockRequest { data_address: 0, data, data_len: len_bytes as u32, operation, lba };
         write_request(&self.memory, number, &request);
         // There is room: the ring has an entry for every request.
         let _ = self.submit.put(&self.memory, number as u64);
@@ -143,7 +144,7 @@ impl Disk {
             return None;
         }
         self.data.write(number * BLOCK_MAX_DATA, write);
-        self.submit(number, operation, lba, len_bytes);
+        self.submit(number, operation, lba, len_bytes, 0);
         self.free[number] = false;
         Some(Asked { number, len_bytes })
     }

@@ -22,6 +22,8 @@ pub struct Disk {
     pub is_gone: bool,
     /// The requests that were carried out: the operation, the first block, and the length in bytes.
     pub requests: Vec<(u32, u64, usize)>,
+    /// How many of them had their data in the requests to the driver.
+    pub in_place: usize,
     /// How often the driver has waited.
     pub waits: usize,
     block_bytes: usize,
@@ -49,6 +51,7 @@ impl Disk {
             has_failed: false,
             is_gone: false,
             requests: Vec::new(),
+            in_place: 0,
             waits: 0,
             block_bytes,
             memory,
@@ -80,10 +83,11 @@ impl Disk {
     }
 
     fn carry_out(&mut self, number: usize, request: &BlockRequest) -> Option<()> {
-        let BlockRequest { operation, lba, data_len, .. } = *request;
+        let BlockRequest { operation, lba, data_len, data, .. } = *request;
         let len_bytes = data_len as usize;
         assert!(len_bytes <= BLOCK_MAX_DATA && len_bytes.is_multiple_of(self.block_bytes));
         self.requests.push((operation, lba, len_bytes));
+        self.in_place += usize::from(data != 0);
         let blocks = lba..lba + (len_bytes / self.block_bytes) as u64;
         let is_bad = self.bad.iter().any(|bad| blocks.contains(bad));
         let was_failed = self.has_failed;
@@ -94,12 +98,13 @@ impl Disk {
         }
         let start = lba as usize * self.block_bytes;
         let place: Range<usize> = start..start + len_bytes;
-        let data = self.memory.start as u64 + (USED_DATA + number * BLOCK_MAX_DATA) as u64;
+        let own = self.memory.start as u64 + (USED_DATA + number * BLOCK_MAX_DATA) as u64;
+        let data = if data == 0 { own } else { data };
         match operation {
             BLOCK_READ => {
                 for (index, byte) in self.bytes.get(place)?.iter().enumerate() {
                     // SAFETY: the data of request `number` is inside the memory, which is never
-                    // freed.
+                    // freed, or where the driver waits for it.
                     unsafe { (data as *mut u8).add(index).write_volatile(*byte) };
                 }
             }

@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use core::task::Poll;
 use embassy_sync::waitqueue::AtomicWaker;
 use host::domain::cause::Cause;
-use host::domain::offer::{Use, map_used};
+use host::domain::offer::{Offer, Use, map_used};
 use host::domain::{Domain, Handle, end, registry};
 use host::poll;
 use hw::memory::frames::Lent;
@@ -204,14 +204,15 @@ impl Use for Client {
         Ok(())
     }
 
-    fn answer_at_once(&mut self) -> Result<(), Cause> {
+    fn answer_at_once(&mut self, offer: Option<&dyn Offer>) -> Result<(), Cause> {
         let Some((cache, disk)) = self.cache.clone().zip(self.disk.upgrade()) else { return Ok(()) };
         // Requests that are carried out already come first.
         while self.worked_at == 0
             && !disk.is_in_doubt()
             && let Some((number, request)) = self.fresh.first()
             && !(self.is_read_only && Order::of(request.operation).is_some())
-            && let Some(status) = at_once(&cache, &*disk, &self.memory, *number, request)
+            && let Some(place) = place_of(&self.memory, offer, *number, request)
+            && let Some(status) = at_once(&cache, &*disk, place, request)
         {
             let (number, _) = self.fresh.remove(0);
             self.asked.complete(number, |queues| write_status(queues, number, status))?;
@@ -260,30 +261,36 @@ fn taken_from(handle: &Handle) -> Vec<Work> {
     let most = if client.cache.is_some() { 1 } else { MOST_AT_ONCE };
     let count = most.saturating_sub(client.worked_at).min(client.fresh.len());
     client.worked_at += count;
+    let fresh: Vec<(usize, BlockRequest)> = client.fresh.drain(..count).collect();
+    let Some(client) = domain.used::<Client>() else { return Vec::new() };
     let work = |(number, request)| Work {
         is_over: client.is_over.clone(),
         done: Box::pin(serve(
             Arc::downgrade(handle),
             (client.disk.clone(), client.cache.clone(), client.is_read_only),
-            client.memory.clone(),
+            place_of(&client.memory, domain.offer.as_deref(), number, &request)
+                .map(|(memory, at)| (memory.clone(), at)),
             number,
             request,
         )),
     };
-    client.fresh.drain(..count).map(work).collect()
+    fresh.into_iter().map(work).collect()
 }
 
 async fn serve(
     domain: Weak<Mutex<Domain>>,
     (disk, cache, is_read_only): (Weak<dyn Disk>, Option<Arc<Cache>>, bool),
-    memory: Lent,
+    place: Option<(Lent, usize)>,
     number: usize,
     request: BlockRequest,
 ) {
     // The work for a driver is charged to it.
-    let status = match Order::of(request.operation) {
-        Some(_) if is_read_only => BLOCK_ERROR,
-        _ => poll::charged(|| domain.upgrade(), carry_out(disk, cache, &memory, number, &request)).await,
+    let status = match (Order::of(request.operation), &place) {
+        (Some(_), _) if is_read_only => BLOCK_ERROR,
+        (_, None) => BLOCK_ERROR,
+        (_, Some((memory, at))) => {
+            poll::charged(|| domain.upgrade(), carry_out(disk, cache, (memory, *at), &request)).await
+        }
     };
     let Some(handle) = domain.upgrade() else { return };
     let cause = {
@@ -308,10 +315,24 @@ fn has_good_length(disk: &dyn Disk, request: &BlockRequest) -> bool {
     (1..=BLOCK_MAX_DATA).contains(&len) && len.is_multiple_of(disk.block_bytes())
 }
 
+/// Returns the memory of a request's data, and where in it the data is. `None` if the request names
+/// an address that is not in the data of the requests to its driver.
+fn place_of<'a>(
+    memory: &'a Lent,
+    offer: Option<&'a dyn Offer>,
+    number: usize,
+    request: &BlockRequest,
+) -> Option<(&'a Lent, usize)> {
+    match request.data {
+        0 => Some((memory, USED_DATA + number * BLOCK_MAX_DATA)),
+        address => offer?.data_at(address, request.data_len as usize),
+    }
+}
+
 /// Carries out a request, whose fields may have any values, if the cache can do that by itself.
-/// Returns its status.
-fn at_once(cache: &Cache, disk: &dyn Disk, memory: &Lent, number: usize, request: &BlockRequest) -> Option<u32> {
-    let (lba, len, at) = (request.lba, request.data_len as usize, USED_DATA + number * BLOCK_MAX_DATA);
+/// `memory` has its data from the byte at `at` on. Returns its status.
+fn at_once(cache: &Cache, disk: &dyn Disk, (memory, at): (&Lent, usize), request: &BlockRequest) -> Option<u32> {
+    let (lba, len) = (request.lba, request.data_len as usize);
     let is_done = has_good_length(disk, request)
         && match (request.operation, Order::of(request.operation)) {
             (BLOCK_READ, _) => cache.read_at_once(lba, len, |place, bytes| {
@@ -328,19 +349,19 @@ fn at_once(cache: &Cache, disk: &dyn Disk, memory: &Lent, number: usize, request
     is_done.then_some(BLOCK_OK)
 }
 
-/// Carries out a request, whose fields may have any values. Returns its status.
+/// Carries out a request, whose fields may have any values. `memory` has its data from the byte at
+/// `at` on. Returns its status.
 async fn carry_out(
     disk: Weak<dyn Disk>,
     cache: Option<Arc<Cache>>,
-    memory: &Lent,
-    number: usize,
+    (memory, at): (&Lent, usize),
     request: &BlockRequest,
 ) -> u32 {
     let Some(disk) = disk.upgrade() else { return BLOCK_ERROR };
     if disk.is_in_doubt() {
         disk::settled().await;
     }
-    let (lba, len, at) = (request.lba, request.data_len as usize, USED_DATA + number * BLOCK_MAX_DATA);
+    let (lba, len) = (request.lba, request.data_len as usize);
     let order = Order::of(request.operation);
     if (request.operation == BLOCK_READ || order.is_some()) && !has_good_length(&*disk, request) {
         return BLOCK_ERROR;

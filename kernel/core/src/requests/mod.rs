@@ -231,6 +231,14 @@ impl<P: Protocol, Q: Words, M: Data> Account<P, Q, M> {
         }
     }
 
+    /// Returns the memory of the data of all requests, and where in it `len_bytes` bytes are that
+    /// begin at `address` for the driver. `None` if not all of them are in it.
+    pub fn data_at(&self, address: u64, len_bytes: usize) -> Option<(&M, usize)> {
+        let offset = usize::try_from(address.checked_sub(self.memory.data_start)?).ok()?;
+        let is_within = offset.checked_add(len_bytes)? <= P::REQUESTS * P::MAX_DATA;
+        is_within.then_some((&self.memory.data, offset))
+    }
+
     /// Returns how many requests the driver was given, and how many bytes of data they have.
     pub fn moved(&self) -> Moved {
         Moved { count: self.submit.position(), bytes: self.bytes }

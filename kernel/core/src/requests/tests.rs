@@ -136,6 +136,19 @@ impl Pair {
 }
 
 #[test]
+fn an_address_is_in_the_data_of_the_requests_or_nowhere() {
+    const END: u64 = 0x200 + (REQUESTS * Numbers::MAX_DATA) as u64;
+    let pair = Pair::new();
+    let offset = |address, len_bytes| pair.account.data_at(address, len_bytes).map(|(_, offset)| offset);
+    assert_eq!([offset(0x200, 16), offset(0x210, 48), offset(END - 1, 1)], [Some(0), Some(16), Some(63)]);
+    for (address, len_bytes) in
+        [(0x1ff, 1), (0x1ff, 2), (0x200, 65), (END - 1, 2), (END, 1), (0, 16), (u64::MAX, 1), (0x210, usize::MAX)]
+    {
+        assert_eq!(offset(address, len_bytes), None, "{len_bytes} bytes at {address:#x}");
+    }
+}
+
+#[test]
 fn a_request_goes_there_and_back_with_its_data() {
     let mut pair = Pair::new();
     let ticket = pair.begin(7, Moves::Out(b"there")).unwrap();

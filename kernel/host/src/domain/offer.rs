@@ -48,6 +48,14 @@ pub trait Offer: Any + Send {
 
     /// Returns the number of things that the driver has in hand, and their name, for reports.
     fn in_hand(&self) -> (usize, &'static str);
+
+    /// Returns where `len_bytes` bytes are that begin at a driver's `address`: the memory of the
+    /// data of the requests to the driver, and the offset there. `None` if not all of them are in
+    /// that memory.
+    fn data_at(&self, address: u64, len_bytes: usize) -> Option<(&Lent, usize)> {
+        let _ = (address, len_bytes);
+        None
+    }
 }
 
 /// Another driver's device that a driver uses.
@@ -57,7 +65,9 @@ pub trait Use: Any + Send {
     fn after_upcall(&mut self) -> Result<(), Cause>;
 
     /// Called when the driver waits for its requests: answers the requests that need no waiting.
-    fn answer_at_once(&mut self) -> Result<(), Cause> {
+    /// `offer` is what the driver offers itself.
+    fn answer_at_once(&mut self, offer: Option<&dyn Offer>) -> Result<(), Cause> {
+        let _ = offer;
         Ok(())
     }
 

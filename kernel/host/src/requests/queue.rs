@@ -8,6 +8,7 @@ use alloc::sync::Arc;
 use core::ops::{Deref, DerefMut};
 use hw::memory::frames::Lent;
 use hw::memory::queues::QueueMemory;
+use hw::space::lifted;
 use ringfence_abi::queue::HasQueues;
 use ringfence_abi::service::Refusal;
 use ringfence_abi::upcall::Reply;
@@ -25,6 +26,8 @@ pub struct Queues<P: Protocol> {
     repeats: Arc<Repeats>,
     /// The news of the driver.
     news: Reply,
+    /// What the driver leaves out of its addresses ([`Space::lift`](hw::space::Space::lift)).
+    lift: u64,
 }
 
 impl<P: Protocol> HasQueues for Queues<P> {
@@ -79,6 +82,10 @@ impl<P: Protocol> Offer for Queues<P> {
         let [_, several] = P::NAMES;
         (self.account.count(), several)
     }
+
+    fn data_at(&self, address: u64, len_bytes: usize) -> Option<(&Lent, usize)> {
+        self.account.data_at(lifted(address, self.lift), len_bytes)
+    }
 }
 
 impl<P: Protocol> Queues<P> {
@@ -96,7 +103,8 @@ impl<P: Protocol> Queues<P> {
             data: data.memory,
         };
         let account = Account::new(memory, P::depth(&info));
-        Ok(Queues { info, account, repeats: Arc::default(), news: Reply::empty() })
+        let (repeats, news, lift) = (Arc::default(), Reply::empty(), domain.space.lift());
+        Ok(Queues { info, account, repeats, news, lift })
     }
 
     /// Returns the news of the driver since the last call.

@@ -34,7 +34,7 @@ pub fn rf_wait(domain: &mut Domain) -> Answer {
     if used.in_hand().0 == 0 {
         return Err(Refusal::Invalid.into());
     }
-    used.answer_at_once()?;
+    used.answer_at_once(domain.offer.as_deref())?;
     if used.in_hand().0 == 0 {
         return Ok(0);
     }

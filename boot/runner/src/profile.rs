@@ -6,13 +6,13 @@
 //! function was inlined, or for the function whose code it is in.
 
 use crate::bench::files;
-use crate::build::System;
+use crate::build::{Module, System};
 use crate::drivers;
 use crate::machine::{Machine, Monitor};
 use crate::output;
 use addr2line::Loader;
 use anyhow::{Context, Result, bail};
-use object::{Object, ObjectSymbol};
+use object::{Object, ObjectSection, ObjectSymbol, SectionKind};
 use ringfence_abi::layout::{IMAGE, SLOT_SIZE, slot_base, slot_of};
 use ringfence_abi::manifest::{DomainKind, Kind};
 use ringfence_core::module::file_name;
@@ -123,7 +123,7 @@ pub struct Executed {
     pub batch: u64,
     /// The instructions of an operation, the median of the samples.
     pub total: f64,
-    /// The instructions by their addresses.
+    /// The instructions by their addresses. Those of segmented drivers are in the drivers' slots.
     pub instructions: HashMap<u64, Instruction>,
     /// How often registers of devices were accessed, in memory or by ports.
     pub accesses: u64,
@@ -133,8 +133,8 @@ pub struct Executed {
     pub interrupts: u64,
     /// The modules and their slots.
     loaded: Vec<(String, usize)>,
-    /// The file of the driver that was measured, if its domain was segmented.
-    segmented: Option<String>,
+    /// The slots of the drivers that may have been segmented while they were measured.
+    segmented: Vec<usize>,
 }
 
 /// An instruction, and how often it was executed.
@@ -209,7 +209,13 @@ pub fn execute(system: &System, options: &Options) -> Result<Executed> {
         found.with_context(|| format!("the kernel has no function {function}: it was built without 'bench'"))
     };
     let log = BufReader::new(File::open(&log)?);
-    let (instructions, [accesses, invalidations]) = read(log, mark(BEGINS)?, mark(ENDS)?)?;
+    let segmented = segmented_drivers(system, options, &loaded);
+    let mut codes = Vec::new();
+    for slot in &segmented {
+        let module = loaded.iter().find(|(_, other)| other == slot).and_then(|(name, _)| module_in(system, name, true));
+        codes.extend(module.map(|module| Code::new(*slot, &module.debug)).transpose()?);
+    }
+    let (instructions, [accesses, invalidations]) = read(log, mark(BEGINS)?, mark(ENDS)?, &codes)?;
     let interrupts = instructions.get(&mark(TRAP)?).map_or(0, |first| first.times);
     Ok(Executed {
         name: name.clone(),
@@ -219,18 +225,91 @@ pub fn execute(system: &System, options: &Options) -> Result<Executed> {
         accesses,
         invalidations,
         interrupts,
-        segmented: segmented_driver(system, options, &loaded),
+        segmented,
         loaded,
     })
 }
 
-/// Returns the file of the driver that is measured, if that is in a segmented domain.
-fn segmented_driver(system: &System, options: &Options, loaded: &[(String, usize)]) -> Option<String> {
-    let serves = if options.name.starts_with("scsi/") { Kind::Scsi } else { Kind::Nic };
-    let is_it =
-        |name: &&String| drivers::find(system, &options.machine, name).is_ok_and(|driver| driver.kind == serves);
-    let name = loaded.iter().map(|(name, _)| name).find(is_it)?;
-    (options.kind == DomainKind::Segmented).then(|| file_name(name, options.kind))
+/// Returns the slots of the drivers that a row moves to segmented domains.
+fn segmented_drivers(system: &System, options: &Options, loaded: &[(String, usize)]) -> Vec<usize> {
+    if options.kind != DomainKind::Segmented {
+        return Vec::new();
+    }
+    let parts: Vec<&str> = options.name.split('/').collect();
+    let is_moved = |name: &str| {
+        let kind = drivers::find(system, &options.machine, name).map(|driver| driver.kind);
+        match (&parts[..], kind) {
+            (["fs", format, ..], Ok(Kind::Fs)) => *format == name,
+            (["fs" | "scsi", ..], Ok(kind)) => matches!(kind, Kind::Scsi | Kind::Block),
+            (_, kind) => matches!(kind, Ok(Kind::Nic)),
+        }
+    };
+    loaded.iter().filter(|(name, _)| is_moved(name)).map(|(_, slot)| *slot).collect()
+}
+
+/// Returns the file of a module, for one kind of domain.
+fn module_in<'a>(system: &'a System, name: &str, is_segmented: bool) -> Option<&'a Module> {
+    let kind = if is_segmented { DomainKind::Segmented } else { DomainKind::Paged };
+    let name = file_name(name, kind);
+    system.modules.iter().find(|module| module.name == name)
+}
+
+/// The code of a module for segmented domains, where every driver has the same addresses.
+struct Code {
+    slot: usize,
+    /// The addresses of the code, and the code.
+    sections: Vec<(u64, Vec<u8>)>,
+}
+
+impl Code {
+    fn new(slot: usize, path: &Path) -> Result<Code> {
+        let bytes = std::fs::read(path)?;
+        let file = object::File::parse(&*bytes)?;
+        let code = file.sections().filter(|section| section.kind() == SectionKind::Text);
+        let sections = code.map(|section| Ok((section.address(), section.data()?.to_vec()))).collect::<Result<_>>()?;
+        Ok(Code { slot, sections })
+    }
+
+    /// Returns whether the module has this block of instructions.
+    fn has(&self, block: &Block) -> bool {
+        let has = |(address, bytes): &(u64, Vec<u8>)| {
+            self.sections.iter().any(|(start, code)| {
+                let at = address.checked_sub(*start).and_then(|at| usize::try_from(at).ok());
+                at.and_then(|at| code.get(at..)).is_some_and(|code| !bytes.is_empty() && code.starts_with(bytes))
+            })
+        };
+        block.iter().all(has)
+    }
+}
+
+/// Tells to which segmented driver a block belongs.
+struct Owners<'a> {
+    codes: &'a [Code],
+    /// The driver whose block was executed last.
+    last: usize,
+}
+
+impl Owners<'_> {
+    /// Puts a block of a segmented driver into the driver's slot. A block that no driver has is a
+    /// part of a crossing, of the driver that ran last.
+    fn lift(&mut self, block: &mut Block) {
+        if block.first().is_none_or(|(address, _)| *address >= SLOT_SIZE) {
+            return;
+        }
+        if !self.codes.get(self.last).is_some_and(|code| code.has(block)) {
+            self.last = self.codes.iter().position(|code| code.has(block)).unwrap_or(self.last);
+        }
+        if let Some(code) = self.codes.get(self.last) {
+            block.iter_mut().for_each(|(address, _)| *address += slot_base(code.slot));
+        }
+    }
+
+    /// Notes that a block is executed that was put into its slot.
+    fn executed(&mut self, block: &Block) {
+        let slot = block.first().and_then(|(address, _)| slot_of(*address));
+        let owner = self.codes.iter().position(|code| Some(code.slot) == slot);
+        self.last = owner.unwrap_or(self.last);
+    }
 }
 
 #[cfg(test)]
@@ -241,7 +320,7 @@ impl Executed {
             (address as u64, Instruction { bytes: bytes.to_vec(), times: *times })
         };
         let instructions = executed.iter().enumerate().map(instruction).collect();
-        let (accesses, invalidations, interrupts, loaded, segmented) = (0, 0, 0, Vec::new(), None);
+        let (accesses, invalidations, interrupts, loaded, segmented) = (0, 0, 0, Vec::new(), Vec::new());
         Executed {
             name: "nic/tx".to_string(),
             batch: 1,
@@ -270,7 +349,16 @@ type Block = Vec<(u64, Vec<u8>)>;
 /// A block is left before an instruction that accesses a register of a device, and that instruction
 /// follows as a block of its own. Such a block has its number of instructions in its flags, so the
 /// instructions that the block before it did not reach are not counted.
-fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, Instruction>, [u64; 2])> {
+///
+/// `codes` are the drivers that are segmented: they have the same addresses, and are told apart by
+/// their code.
+fn read(
+    mut log: impl BufRead,
+    begins: u64,
+    ends: u64,
+    codes: &[Code],
+) -> Result<(HashMap<u64, Instruction>, [u64; 2])> {
+    let mut owners = Owners { codes, last: 0 };
     // The blocks whose translations have not been executed yet, by their addresses in the guest.
     let mut translated: HashMap<u64, Block> = HashMap::new();
     // The others and how often they were executed, and which one is at an address on the host.
@@ -308,7 +396,10 @@ fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, I
             let flags = number(fields.nth(1).unwrap_or_default())?;
             if let Some(block) = before.filter(|_| counting && flags & LENGTH != 0) {
                 let instructions = blocks[block].0.iter().map(|(address, _)| *address);
-                for rest in instructions.skip_while(|before| *before != address) {
+                // Both blocks are in one slot, if they are in any.
+                let in_slot = |before: u64| before - slot_of(before).map_or(0, slot_base);
+                let is_it = |before: &u64| *before == address || in_slot(*before) == address;
+                for rest in instructions.skip_while(|before| !is_it(before)) {
                     *left_out.entry(rest).or_default() += 1;
                 }
             }
@@ -317,10 +408,13 @@ fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, I
             let translated = translated.remove(&address);
             let known = at.get(&place).copied().filter(|_| translated.is_none());
             let index = known.unwrap_or_else(|| {
-                blocks.push((translated.unwrap_or_else(unknown), 0));
+                let mut block = translated.unwrap_or_else(unknown);
+                owners.lift(&mut block);
+                blocks.push((block, 0));
                 at.insert(place, blocks.len() - 1);
                 blocks.len() - 1
             });
+            owners.executed(&blocks[index].0);
             before = (counting && address != ends).then_some(index);
             if before.is_some() {
                 blocks[index].1 += 1;
@@ -349,38 +443,32 @@ fn read(mut log: impl BufRead, begins: u64, ends: u64) -> Result<(HashMap<u64, I
 /// The functions of the kernel and of the loaded modules.
 struct Places {
     kernel: Loader,
-    modules: HashMap<usize, (String, Loader)>,
-    /// The segmented driver that was measured.
-    segmented: Option<(String, Loader)>,
+    /// The modules by their slots, and the address in the slot at which each file begins.
+    modules: HashMap<usize, (String, u64, Loader)>,
 }
 
 impl Places {
     fn new(system: &System, executed: &Executed) -> Result<Places> {
         let open = |path: &Path| Loader::new(path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()));
-        let module = |name: &String| {
-            let module = system.modules.iter().find(|module| module.name == *name);
-            module.map(|module| anyhow::Ok((name.clone(), open(&module.debug)?))).transpose()
-        };
         let mut modules = HashMap::new();
         for (name, slot) in &executed.loaded {
-            modules.extend(module(name)?.map(|module| (*slot, module)));
+            let is_segmented = executed.segmented.contains(slot);
+            let Some(module) = module_in(system, name, is_segmented) else { continue };
+            // Segmented code is linked for the addresses at which it runs.
+            let start = if is_segmented { 0 } else { IMAGE };
+            modules.insert(*slot, (module.name.clone(), start, open(&module.debug)?));
         }
-        let segmented = executed.segmented.as_ref().map(module).transpose()?.flatten();
-        Ok(Places { kernel: open(&system.kernel)?, modules, segmented })
+        Ok(Places { kernel: open(&system.kernel)?, modules })
     }
 
     /// Returns the program and the function that an instruction belongs to.
     fn place(&self, address: u64, outermost: bool) -> (String, String) {
-        if let Some((name, module)) = self.segmented.as_ref().filter(|_| address < SLOT_SIZE) {
-            // Its code is linked for the addresses at which it runs.
-            return (name.clone(), of_module(module, address, outermost));
-        }
         let Some(slot) = slot_of(address) else {
             let function = function_at(&self.kernel, address, outermost);
             return ("kernel".into(), function.unwrap_or_else(|| "code without a name".into()));
         };
-        let Some((name, module)) = self.modules.get(&slot) else { return (format!("slot {slot}"), "?".into()) };
-        (name.clone(), of_module(module, address.wrapping_sub(slot_base(slot) + IMAGE), outermost))
+        let Some((name, start, module)) = self.modules.get(&slot) else { return (format!("slot {slot}"), "?".into()) };
+        (name.clone(), of_module(module, address.wrapping_sub(slot_base(slot) + start), outermost))
     }
 
     /// Returns the share of each function, the largest first.
@@ -443,13 +531,37 @@ mod tests {
             Trace 0: 0x7f20 [0000/0000000000000030/00c0/ff000] sample_ends\n\
             memory_region_ops_write cpu 0 mr 0x55 addr 0xfebc0000 value 0x1 size 4 name 'e1000-mmio'\n\
             Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff000]\n";
-        let (instructions, accesses) = read(LOG.as_bytes(), 0x10, 0x30).unwrap();
+        let (instructions, accesses) = read(LOG.as_bytes(), 0x10, 0x30, &[]).unwrap();
         let twice = |bytes: &[u8]| Instruction { bytes: bytes.to_vec(), times: 2 };
         // A long instruction takes two lines.
         let long = [0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8];
         assert_eq!(instructions, HashMap::from([(0x20, twice(&long)), (0x2a, twice(&[0xeb, 0xf4]))]));
         assert_eq!(accesses, [1, 0]);
-        assert!(read(LOG.as_bytes(), 0x11, 0x30).is_err());
+        assert!(read(LOG.as_bytes(), 0x11, 0x30, &[]).is_err());
+    }
+
+    /// A stub for a service is in the code of neither.
+    #[test]
+    fn segmented_drivers_with_the_same_addresses_are_told_apart_by_their_code() {
+        const LOG: &str = "IN: sample_begins\n0x00000010:  c3  retq\n\n\
+            Trace 0: 0x7f00 [0000/0000000000000010/00c0/ff000] sample_begins\n\
+            IN:\n0x00430000:  90  nop\n0x00430001:  c3  retl\n\n\
+            Trace 0: 0x7f10 [0000/0000000000430000/00c0/ff000]\n\
+            IN:\n0x00430000:  90  nop\n0x00430001:  cb  lretl\n\n\
+            Trace 0: 0x7f20 [0000/0000000000430000/00c0/ff000]\n\
+            IN:\n0x00220000:  c3  retl\n\n\
+            Trace 0: 0x7f30 [0000/0000000000220000/00c0/ff000]\n\
+            Trace 0: 0x7f10 [0000/0000000000430000/00c0/ff000]\n\
+            Trace 0: 0x7f40 [0000/0000000000000030/00c0/ff000] sample_ends\n";
+        let code = |slot, code: &[u8]| Code {
+            slot,
+            sections: vec![(0x40_0000, vec![0; 0x3_0000]), (0x43_0000, code.to_vec())],
+        };
+        let codes = [code(0, &[0x90, 0xc3]), code(2, &[0x90, 0xcb])];
+        let (instructions, _) = read(LOG.as_bytes(), 0x10, 0x30, &codes).unwrap();
+        let times = |slot, address| instructions[&(slot_base(slot) + address)].times;
+        assert_eq!([times(0, 0x43_0000), times(0, 0x43_0001), times(2, 0x43_0000), times(2, 0x43_0001)], [2, 2, 1, 1]);
+        assert_eq!((times(2, 0x22_0000), instructions.len()), (1, 5));
     }
 
     #[test]
@@ -464,7 +576,7 @@ mod tests {
             IN:\n0x00000021:  c3  retq\n\n\
             Trace 0: 0x7f28 [0000/0000000000000021/00c0/ff001]\n\
             Trace 0: 0x7f30 [0000/0000000000000030/00c0/ff000] sample_ends\n";
-        let (instructions, _) = read(LOG.as_bytes(), 0x10, 0x30).unwrap();
+        let (instructions, _) = read(LOG.as_bytes(), 0x10, 0x30, &[]).unwrap();
         assert_eq!([0x20, 0x21].map(|address| instructions[&address].times), [2, 1]);
     }
 }

@@ -133,7 +133,7 @@ pub struct Executed {
     pub interrupts: u64,
     /// The modules and their slots.
     loaded: Vec<(String, usize)>,
-    /// The slots of the drivers that may have been segmented while they were measured.
+    /// The slots of the drivers that were segmented while they were measured.
     segmented: Vec<usize>,
 }
 
@@ -209,13 +209,13 @@ pub fn execute(system: &System, options: &Options) -> Result<Executed> {
         found.with_context(|| format!("the kernel has no function {function}: it was built without 'bench'"))
     };
     let log = BufReader::new(File::open(&log)?);
-    let segmented = segmented_drivers(system, options, &loaded);
     let mut codes = Vec::new();
-    for slot in &segmented {
-        let module = loaded.iter().find(|(_, other)| other == slot).and_then(|(name, _)| module_in(system, name, true));
+    for (name, slot) in segmented_drivers(system, options, &loaded) {
+        let module = module_in(system, name, true);
         codes.extend(module.map(|module| Code::new(*slot, &module.debug)).transpose()?);
     }
-    let (instructions, [accesses, invalidations]) = read(log, mark(BEGINS)?, mark(ENDS)?, &codes)?;
+    let logged = read(log, mark(BEGINS)?, mark(ENDS)?, &codes)?;
+    let Logged { instructions, accesses, invalidations, segmented } = logged;
     let interrupts = instructions.get(&mark(TRAP)?).map_or(0, |first| first.times);
     Ok(Executed {
         name: name.clone(),
@@ -230,8 +230,12 @@ pub fn execute(system: &System, options: &Options) -> Result<Executed> {
     })
 }
 
-/// Returns the slots of the drivers that a row moves to segmented domains.
-fn segmented_drivers(system: &System, options: &Options, loaded: &[(String, usize)]) -> Vec<usize> {
+/// Returns the drivers that a row may move to segmented domains.
+fn segmented_drivers<'a>(
+    system: &System,
+    options: &Options,
+    loaded: &'a [(String, usize)],
+) -> Vec<&'a (String, usize)> {
     if options.kind != DomainKind::Segmented {
         return Vec::new();
     }
@@ -244,7 +248,7 @@ fn segmented_drivers(system: &System, options: &Options, loaded: &[(String, usiz
             (_, kind) => matches!(kind, Ok(Kind::Nic)),
         }
     };
-    loaded.iter().filter(|(name, _)| is_moved(name)).map(|(_, slot)| *slot).collect()
+    loaded.iter().filter(|(name, _)| is_moved(name)).collect()
 }
 
 /// Returns the file of a module, for one kind of domain.
@@ -282,33 +286,67 @@ impl Code {
     }
 }
 
+/// The slot of a block in the address space where all segmented drivers have the same addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// Not there: in the kernel, or in a paged driver.
+    Nobody,
+    /// No driver's code: a part of a crossing. It belongs to the driver that runs before it, or if
+    /// that was the kernel, behind it.
+    Unknown,
+    /// In the driver's code.
+    Slot(usize),
+}
+
 /// Tells to which segmented driver a block belongs.
 struct Owners<'a> {
     codes: &'a [Code],
-    /// The driver whose block was executed last.
-    last: usize,
+    /// The driver whose block was executed last, unless the kernel's was.
+    last: Owner,
+    /// The parts of crossings that were executed since the kernel's last block.
+    unknown: Vec<usize>,
+    /// The owners of all blocks.
+    of: Vec<Owner>,
 }
 
 impl Owners<'_> {
-    /// Puts a block of a segmented driver into the driver's slot. A block that no driver has is a
-    /// part of a crossing, of the driver that ran last.
-    fn lift(&mut self, block: &mut Block) {
-        if block.first().is_none_or(|(address, _)| *address >= SLOT_SIZE) {
-            return;
-        }
-        if !self.codes.get(self.last).is_some_and(|code| code.has(block)) {
-            self.last = self.codes.iter().position(|code| code.has(block)).unwrap_or(self.last);
-        }
-        if let Some(code) = self.codes.get(self.last) {
-            block.iter_mut().for_each(|(address, _)| *address += slot_base(code.slot));
+    /// Notes a block that is executed for the first time.
+    fn add(&mut self, block: &Block) {
+        let is_segmented = !self.codes.is_empty() && block.first().is_some_and(|(address, _)| *address < SLOT_SIZE);
+        let code = || {
+            let mut codes = self.codes.iter().filter(|code| code.has(block));
+            let first = codes.next().map_or(Owner::Unknown, |code| Owner::Slot(code.slot));
+            // Two drivers may have the same code at the same address.
+            if codes.any(|code| Owner::Slot(code.slot) == self.last) { self.last } else { first }
+        };
+        self.of.push(if is_segmented { code() } else { Owner::Nobody });
+    }
+
+    /// Notes that a block is executed.
+    fn executed(&mut self, block: usize) {
+        match (self.of[block], self.last) {
+            (Owner::Nobody, _) => {
+                self.last = Owner::Nobody;
+                self.unknown.clear();
+            }
+            (Owner::Unknown, Owner::Slot(slot)) => self.of[block] = Owner::Slot(slot),
+            (Owner::Unknown, _) => self.unknown.push(block),
+            (owner, _) => {
+                self.last = owner;
+                self.unknown.drain(..).for_each(|unknown| self.of[unknown] = owner);
+            }
         }
     }
 
-    /// Notes that a block is executed that was put into its slot.
-    fn executed(&mut self, block: &Block) {
-        let slot = block.first().and_then(|(address, _)| slot_of(*address));
-        let owner = self.codes.iter().position(|code| Some(code.slot) == slot);
-        self.last = owner.unwrap_or(self.last);
+    /// Returns the offset of a block's slot.
+    fn offset(&self, block: usize) -> u64 {
+        if let Owner::Slot(slot) = self.of[block] { slot_base(slot) } else { 0 }
+    }
+
+    /// Returns the slots of the drivers that ran.
+    fn slots(&self) -> Vec<usize> {
+        let slots = self.codes.iter().map(|code| code.slot);
+        slots.filter(|slot| self.of.contains(&Owner::Slot(*slot))).collect()
     }
 }
 
@@ -338,8 +376,19 @@ impl Executed {
 /// The instructions of a block: their addresses and bytes.
 type Block = Vec<(u64, Vec<u8>)>;
 
-/// Reads QEMU's log. Returns the instructions that were executed in the samples, and the numbers of
-/// accesses to registers of devices and of invalidations by the IOMMU.
+/// The content of QEMU's log of the samples.
+struct Logged {
+    /// The instructions by their addresses.
+    instructions: HashMap<u64, Instruction>,
+    /// Accesses to registers of devices.
+    accesses: u64,
+    /// Invalidations by the IOMMU.
+    invalidations: u64,
+    /// The slots of the segmented drivers that ran.
+    segmented: Vec<usize>,
+}
+
+/// Reads QEMU's log.
 ///
 /// The log has the instructions of a block when QEMU has translated it, and a line for each block
 /// that is executed, and for each access. A block is told from others by where its translation is
@@ -352,20 +401,15 @@ type Block = Vec<(u64, Vec<u8>)>;
 ///
 /// `codes` are the drivers that are segmented: they have the same addresses, and are told apart by
 /// their code.
-fn read(
-    mut log: impl BufRead,
-    begins: u64,
-    ends: u64,
-    codes: &[Code],
-) -> Result<(HashMap<u64, Instruction>, [u64; 2])> {
-    let mut owners = Owners { codes, last: 0 };
+fn read(mut log: impl BufRead, begins: u64, ends: u64, codes: &[Code]) -> Result<Logged> {
+    let mut owners = Owners { codes, last: Owner::Nobody, unknown: Vec::new(), of: Vec::new() };
     // The blocks whose translations have not been executed yet, by their addresses in the guest.
     let mut translated: HashMap<u64, Block> = HashMap::new();
     // The others and how often they were executed, and which one is at an address on the host.
     let mut blocks: Vec<(Block, u64)> = Vec::new();
     let mut at: HashMap<(u64, u64), usize> = HashMap::new();
     // How often an instruction was logged and not executed.
-    let mut left_out: HashMap<u64, u64> = HashMap::new();
+    let mut left_out: HashMap<(usize, u64), u64> = HashMap::new();
     let mut before: Option<usize> = None;
     let mut block = Block::new();
     let (mut counting, mut traced) = (false, [0, 0]);
@@ -396,11 +440,8 @@ fn read(
             let flags = number(fields.nth(1).unwrap_or_default())?;
             if let Some(block) = before.filter(|_| counting && flags & LENGTH != 0) {
                 let instructions = blocks[block].0.iter().map(|(address, _)| *address);
-                // Both blocks are in one slot, if they are in any.
-                let in_slot = |before: u64| before - slot_of(before).map_or(0, slot_base);
-                let is_it = |before: &u64| *before == address || in_slot(*before) == address;
-                for rest in instructions.skip_while(|before| !is_it(before)) {
-                    *left_out.entry(rest).or_default() += 1;
+                for rest in instructions.skip_while(|before| *before != address) {
+                    *left_out.entry((block, rest)).or_default() += 1;
                 }
             }
             let place = (number(host)?, address);
@@ -408,13 +449,13 @@ fn read(
             let translated = translated.remove(&address);
             let known = at.get(&place).copied().filter(|_| translated.is_none());
             let index = known.unwrap_or_else(|| {
-                let mut block = translated.unwrap_or_else(unknown);
-                owners.lift(&mut block);
+                let block = translated.unwrap_or_else(unknown);
+                owners.add(&block);
                 blocks.push((block, 0));
                 at.insert(place, blocks.len() - 1);
                 blocks.len() - 1
             });
-            owners.executed(&blocks[index].0);
+            owners.executed(index);
             before = (counting && address != ends).then_some(index);
             if before.is_some() {
                 blocks[index].1 += 1;
@@ -424,20 +465,23 @@ fn read(
         line.clear();
     }
     let mut instructions: HashMap<u64, Instruction> = HashMap::new();
-    for (block, times) in blocks.into_iter().filter(|(_, times)| *times > 0) {
+    for (index, (block, times)) in blocks.into_iter().enumerate().filter(|(_, (_, times))| *times > 0) {
         for (address, bytes) in block {
-            let instruction = instructions.entry(address).or_default();
+            let instruction = instructions.entry(owners.offset(index) + address).or_default();
             instruction.bytes = bytes;
             instruction.times += times;
         }
     }
-    for (address, times) in left_out {
-        instructions.entry(address).and_modify(|instruction| instruction.times -= times.min(instruction.times));
+    for ((index, address), times) in left_out {
+        instructions
+            .entry(owners.offset(index) + address)
+            .and_modify(|instruction| instruction.times -= times.min(instruction.times));
     }
     if instructions.is_empty() {
         bail!("QEMU's log has no block of a sample");
     }
-    Ok((instructions, traced))
+    let [accesses, invalidations] = traced;
+    Ok(Logged { instructions, accesses, invalidations, segmented: owners.slots() })
 }
 
 /// The functions of the kernel and of the loaded modules.
@@ -531,22 +575,25 @@ mod tests {
             Trace 0: 0x7f20 [0000/0000000000000030/00c0/ff000] sample_ends\n\
             memory_region_ops_write cpu 0 mr 0x55 addr 0xfebc0000 value 0x1 size 4 name 'e1000-mmio'\n\
             Trace 0: 0x7f10 [0000/0000000000000020/00c0/ff000]\n";
-        let (instructions, accesses) = read(LOG.as_bytes(), 0x10, 0x30, &[]).unwrap();
+        let Logged { instructions, accesses, .. } = read(LOG.as_bytes(), 0x10, 0x30, &[]).unwrap();
         let twice = |bytes: &[u8]| Instruction { bytes: bytes.to_vec(), times: 2 };
         // A long instruction takes two lines.
         let long = [0x48, 0xb8, 1, 2, 3, 4, 5, 6, 7, 8];
         assert_eq!(instructions, HashMap::from([(0x20, twice(&long)), (0x2a, twice(&[0xeb, 0xf4]))]));
-        assert_eq!(accesses, [1, 0]);
+        assert_eq!(accesses, 1);
         assert!(read(LOG.as_bytes(), 0x11, 0x30, &[]).is_err());
     }
 
-    /// A stub for a service is in the code of neither.
+    /// The code in which an upcall begins, and a stub for a service, are no driver's.
     #[test]
     fn segmented_drivers_with_the_same_addresses_are_told_apart_by_their_code() {
         const LOG: &str = "IN: sample_begins\n0x00000010:  c3  retq\n\n\
             Trace 0: 0x7f00 [0000/0000000000000010/00c0/ff000] sample_begins\n\
             IN:\n0x00430000:  90  nop\n0x00430001:  c3  retl\n\n\
             Trace 0: 0x7f10 [0000/0000000000430000/00c0/ff000]\n\
+            Trace 0: 0x7f70 [0000/ffffffff80200000/00c0/ff000]\n\
+            IN:\n0x00220020:  51  push\n\n\
+            Trace 0: 0x7f80 [0000/0000000000220020/00c0/ff000]\n\
             IN:\n0x00430000:  90  nop\n0x00430001:  cb  lretl\n\n\
             Trace 0: 0x7f20 [0000/0000000000430000/00c0/ff000]\n\
             IN:\n0x00220000:  c3  retl\n\n\
@@ -558,10 +605,11 @@ mod tests {
             sections: vec![(0x40_0000, vec![0; 0x3_0000]), (0x43_0000, code.to_vec())],
         };
         let codes = [code(0, &[0x90, 0xc3]), code(2, &[0x90, 0xcb])];
-        let (instructions, _) = read(LOG.as_bytes(), 0x10, 0x30, &codes).unwrap();
+        let Logged { instructions, segmented, .. } = read(LOG.as_bytes(), 0x10, 0x30, &codes).unwrap();
         let times = |slot, address| instructions[&(slot_base(slot) + address)].times;
         assert_eq!([times(0, 0x43_0000), times(0, 0x43_0001), times(2, 0x43_0000), times(2, 0x43_0001)], [2, 2, 1, 1]);
-        assert_eq!((times(2, 0x22_0000), instructions.len()), (1, 5));
+        assert_eq!([times(2, 0x22_0000), times(2, 0x22_0020)], [1, 1]);
+        assert_eq!((instructions.len(), segmented), (7, vec![0, 2]));
     }
 
     #[test]
@@ -576,7 +624,7 @@ mod tests {
             IN:\n0x00000021:  c3  retq\n\n\
             Trace 0: 0x7f28 [0000/0000000000000021/00c0/ff001]\n\
             Trace 0: 0x7f30 [0000/0000000000000030/00c0/ff000] sample_ends\n";
-        let (instructions, _) = read(LOG.as_bytes(), 0x10, 0x30, &[]).unwrap();
+        let Logged { instructions, .. } = read(LOG.as_bytes(), 0x10, 0x30, &[]).unwrap();
         assert_eq!([0x20, 0x21].map(|address| instructions[&address].times), [2, 1]);
     }
 }

@@ -48,7 +48,8 @@ parameters! {
 /// The most files and directories that the crate keeps in memory.
 const MOST_NODES: usize = 512;
 /// The parts of the disk that the crate remembers: blocks of the FAT and of directories, places in
-/// the chains of clusters, and names of the directory that was searched last, until it changes.
+/// the chains of clusters, and names of the directory that was searched last, until something is
+/// written.
 const CACHE: CacheOptions = CacheOptions::new().with_chain_positions(64).with_blocks(32).with_directory_entries(256);
 
 struct Fat {

@@ -65,13 +65,14 @@ pub struct Volume {
     to_close: Mutex<Vec<u64>>,
 }
 
-/// A file that is being opened: the driver may have it open when nobody waits for that any more.
-struct Opening<'a> {
+/// A file that is being opened, or closed: the driver may have it open when nobody waits for that
+/// any more.
+struct Unsettled<'a> {
     volume: &'a Volume,
     node: u64,
 }
 
-impl Drop for Opening<'_> {
+impl Drop for Unsettled<'_> {
     fn drop(&mut self) {
         self.volume.close_later(self.node);
     }
@@ -274,9 +275,9 @@ impl Volume {
     pub(crate) async fn open(&self, path: &Path, flags: u32) -> Outcome<(u64, Stat)> {
         let node = NUMBERS.fetch_add(1, Ordering::Relaxed);
         self.open.lock().push((node, path.clone()));
-        let opening = Opening { volume: self, node };
+        let unsettled = Unsettled { volume: self, node };
         let stat = self.open_as(node, path, flags).await?;
-        core::mem::forget(opening);
+        core::mem::forget(unsettled);
         Ok((node, stat))
     }
 
@@ -310,8 +311,10 @@ impl Volume {
         while let Some(node) = next() {
             let request = Request { operation: Operation::Close, node, offset: 0, flags: 0 };
             if !attempt::post::<Files>(&self.server.handle(), &request) {
+                let unsettled = Unsettled { volume: self, node };
                 // A driver that does not know the number has nothing to close.
                 let _ = self.attempt(request, &[], &mut [], async || false).await;
+                core::mem::forget(unsettled);
             }
         }
     }

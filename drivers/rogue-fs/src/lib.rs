@@ -11,7 +11,9 @@ extern crate alloc;
 
 use alloc::vec;
 use alloc::vec::Vec;
-use ringfence_sdk::abi::block::{self, BLOCK_MAX_DATA, BLOCK_READ, BLOCK_WRITE, BlockRequest};
+use ringfence_sdk::abi::block::{
+    self, BLOCK_FLUSH, BLOCK_MAX_DATA, BLOCK_OK, BLOCK_READ, BLOCK_WRITE, BlockRequest, USED_DATA,
+};
 use ringfence_sdk::abi::fs::{
     COMPLETE, FS_DIRECTORY, FS_FILE, FS_MAX_DATA, FS_MAX_NAME, FS_READ_ONLY, FS_REQUESTS, FsEntry, FsInfo, FsOutcome,
     FsRequest, Operation, SUBMIT, read_request, write_outcome,
@@ -110,46 +112,64 @@ impl RogueFs {
         if done == 0 { Err(Refusal::NoAnswer) } else { Ok(done) }
     }
 
-    /// Reads a page of the disk to addresses that are mostly false, and then writes it from there.
-    /// Returns a bit for each that was carried out, and a bit from 16 on for each write.
+    /// Reads a page of the disk to addresses that are mostly false, and writes other bytes from
+    /// there to pages behind it. Returns a bit for each read that was carried out and has put the
+    /// page there, and a bit from 16 on for each write that was carried out.
     fn reach() -> u64 {
-        const LEN: u64 = 4096;
-        // Its own requests to the disk, past the SDK.
+        const LEN: usize = 4096;
         let slot = RogueFs::reach as *const () as u64 & !(SLOT_SIZE - 1);
-        let used = Memory((slot + USED) as *mut u64);
         // The data of its requests: the first memory of this kind that it has.
         let data = slot + DMA;
         let end = data + (FS_REQUESTS * FS_MAX_DATA) as u64;
+        let own = slot + USED + USED_DATA as u64;
+        let page = LEN as u64;
         let places = [
             data,
-            end - LEN,
-            data - LEN,
+            end - page,
+            data - page,
             data - 1,
-            end - LEN + 1,
+            end - page + 1,
             end,
-            u64::MAX - LEN + 1,
+            u64::MAX - page + 1,
             u64::MAX,
             RogueFs::reach as *const () as u64,
-            slot + USED,
+            own,
             0xffff_ffff_8020_0000,
             data + SLOT_SIZE,
         ];
+        let bytes = |place: u64| unsafe { core::slice::from_raw_parts_mut(place as *mut u8, LEN) };
+        RogueFs::asked(slot, BLOCK_READ, 8, 0, LEN);
+        let expected = bytes(own).to_vec();
         let mut carried_out = 0;
-        for (operation, first) in [(BLOCK_READ, 0), (BLOCK_WRITE, 16)] {
-            for (bit, data) in (first..).zip(places) {
-                block::write_request(
-                    &used,
-                    0,
-                    &BlockRequest { data_address: 0, data, data_len: LEN as u32, operation, lba: 8 },
-                );
-                let put = used.load(block::SUBMIT.base + PUT);
-                used.store(block::SUBMIT.base + ENTRIES + put as usize % block::SUBMIT.capacity, 0);
-                used.store(block::SUBMIT.base + PUT, put + 1);
-                let _ = unsafe { raw::rf_wait() };
-                carried_out |= u64::from(block::read_status(&used, 0) == 0) << bit;
+        for (bit, place) in places.into_iter().enumerate() {
+            bytes(own).fill(0);
+            let is_read = RogueFs::asked(slot, BLOCK_READ, 8, place, LEN);
+            carried_out |= u64::from(is_read && *bytes(place) == expected) << bit;
+            // A refused read has changed nothing that can be seen.
+            assert!(bytes(own).iter().all(|byte| *byte == 0));
+        }
+        for (bit, place) in places.into_iter().enumerate() {
+            if bit < 2 {
+                bytes(place).fill(0xa0 + bit as u8);
             }
+            let lba = 16 + 8 * bit as u64;
+            carried_out |= u64::from(RogueFs::asked(slot, BLOCK_WRITE, lba, place, LEN)) << (16 + bit);
+            // After a write that was refused, a flush is needed.
+            RogueFs::asked(slot, BLOCK_FLUSH, 0, 0, 0);
         }
         carried_out
+    }
+
+    /// Makes a request to the disk, past the SDK. Returns whether it was carried out.
+    fn asked(slot: u64, operation: u32, lba: u64, data: u64, len_bytes: usize) -> bool {
+        let used = Memory((slot + USED) as *mut u64);
+        let request = BlockRequest { data_address: 0, data, data_len: len_bytes as u32, operation, lba };
+        block::write_request(&used, 0, &request);
+        let put = used.load(block::SUBMIT.base + PUT);
+        used.store(block::SUBMIT.base + ENTRIES + put as usize % block::SUBMIT.capacity, 0);
+        used.store(block::SUBMIT.base + PUT, put + 1);
+        let _ = unsafe { raw::rf_wait() };
+        block::read_status(&used, 0) == u64::from(BLOCK_OK)
     }
 
     fn outcome(&self, request: &FsRequest) -> FsOutcome {

@@ -9,7 +9,7 @@
 //! request fails, and the filesystem is mounted again before the next one: what it knows of the
 //! disk's content may be ahead of the disk.
 
-use crate::block::BufferedDisk;
+use crate::block::{BufferedDisk, Lent};
 use crate::class::{self, Protocol, Requests};
 use crate::shared::text_of;
 use crate::{Driver, Events, Reply, Result};
@@ -297,7 +297,7 @@ impl<F: Filesystem> FsDriver<F> {
         let at = || find(open).ok_or(FsError::Stale);
         // SAFETY: the data of files is in no device's reach: blocks are copied from it and to it.
         let data = unsafe { channel.data_mut(ticket) };
-        disk.lend(data);
+        disk.lend(Lent::In, &mut []);
         let path = || text_of(data).ok_or(FsError::Name);
         let done = FsOutcome::default();
         match operation {
@@ -324,6 +324,7 @@ impl<F: Filesystem> FsDriver<F> {
             }
             Operation::Read => {
                 let at = at()?;
+                disk.lend(Lent::In, data);
                 let len_bytes = filesystem.read(&mut open[at].1, request.offset, data)?;
                 Ok(FsOutcome { value: len_bytes as u64, ..done })
             }
@@ -337,6 +338,7 @@ impl<F: Filesystem> FsDriver<F> {
             }
             Operation::Write => {
                 let at = at()?;
+                disk.lend(Lent::Out, data);
                 filesystem.write(&mut open[at].1, request.offset, data)?;
                 Ok(FsOutcome { value: data.len() as u64, ..done })
             }

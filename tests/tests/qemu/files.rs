@@ -624,14 +624,22 @@ fn a_hostile_filesystem_harms_nobody() {
 fn blocks_go_into_the_requests_of_their_filesystem_and_nowhere_else() {
     let directory = TempDir::new().unwrap();
     let image = fat(directory.path(), 8 << 10, 16);
-    let before = std::fs::read(&image.0).unwrap();
-    let script = "integrity; lsblk; insmod rogue-fs claims=off; tell rogue-fs reach; rmmod rogue-fs; integrity";
-    let text = boot_well(&with_image(script, image.path().unwrap()));
-    // The first two places are in the data; what is read there is written back.
-    assert_says(&text, "rogue-fs: 196611 (0x30003)");
-    assert!(text.faults("rogue-fs").is_empty(), "{text}");
-    assert!(std::fs::read(&image.0).unwrap() == before);
-    assert_intact(&text);
+    let mut before = noise(1 << 20, 5);
+    let kinds: &[&str] = if crate::segments::are_built() { &["paged", "segmented"] } else { &["paged"] };
+    for kind in kinds {
+        std::fs::write(&image.0, &before).unwrap();
+        let script = format!(
+            "integrity; lsblk; insmod rogue-fs claims=off --kind {kind}; tell rogue-fs reach; rmmod rogue-fs; integrity"
+        );
+        let text = boot_well(&with_image(&script, image.path().unwrap()));
+        // The first two places are in the data.
+        assert_says(&text, "rogue-fs: 196611 (0x30003)");
+        assert!(text.faults("rogue-fs").is_empty(), "{text}");
+        assert_intact(&text);
+        before[16 * 512..][..4096].fill(0xa0);
+        before[24 * 512..][..4096].fill(0xa1);
+        assert!(std::fs::read(&image.0).unwrap() == before, "{kind}");
+    }
 }
 
 /// Nobody waits for a file to be closed: its driver does that in the upcall for the next request.

@@ -6,8 +6,8 @@
 //! kernel is called once for several of them: **it carries them out one by one, in their order**,
 //! unless the filesystem says otherwise ([`Order`]).
 //!
-//! Large pieces that are read into the data of a request, or written out of it, take no buffer: the
-//! kernel finds the [lent](BufferedDisk::lend) data where it is.
+//! Large pieces that are read into the data of a request, or written out of it, leave the buffers
+//! alone: the kernel finds the [lent](Lent) data where it is.
 
 use super::{BLOCK_FLUSH, BLOCK_OK, BLOCK_READ, BlockInfo, Disk, Order, USED_REQUESTS};
 use crate::service::safe::rf_wait;
@@ -36,29 +36,40 @@ struct Buffers {
     clock: u64,
     /// Whether a write has failed since the user began, or began again.
     has_failed: bool,
-    /// The addresses of the data that was lent.
-    lent: Range<u64>,
+    /// What was lent, and the addresses of the data.
+    lent: (Lent, Range<u64>),
+    /// The block behind the last read that went past the buffers.
+    read_to: Option<u64>,
 }
 
-/// The memory of a request.
+/// What the disk may do with the data of a request to the driver.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lent {
+    /// Read into it.
+    In,
+    /// Write out of it: it must stay as it is until [`BufferedDisk::settle`] is called.
+    Out,
+}
+
+/// The memory of a request, and the last request that had its number.
 #[derive(Clone, Copy, Default)]
 struct Buffer {
     /// The block that its content begins with, and the length of the content in bytes: 0 if it has
     /// nothing that the disk has.
     lba: u64,
     len_bytes: usize,
-    /// The last request: what it was, and whether it is under way.
-    operation: u32,
-    is_under_way: bool,
+    /// Whether its content was read.
+    is_read: bool,
     /// When it was used last. The smallest makes room first.
     used: u64,
+    /// The last request: whether it writes or flushes, whether it is under way, and whether its
+    /// data is the content.
+    changes: bool,
+    is_under_way: bool,
+    has_data: bool,
 }
 
 impl Buffer {
-    fn is_read(&self) -> bool {
-        self.operation == BLOCK_READ
-    }
-
     /// Returns the block behind its content.
     fn end(&self, block_bytes: usize) -> u64 {
         self.lba + (self.len_bytes / block_bytes) as u64
@@ -77,7 +88,8 @@ impl BufferedDisk {
             return Err(Refusal::Invalid);
         }
         let buffers = [Buffer::default(); USED_REQUESTS];
-        let buffers = Buffers { disk, block_bytes, buffers, clock: 0, has_failed: false, lent: 0..0 };
+        let (lent, read_to) = ((Lent::In, 0..0), None);
+        let buffers = Buffers { disk, block_bytes, buffers, clock: 0, has_failed: false, lent, read_to };
         Ok(BufferedDisk(Rc::new(RefCell::new(buffers))))
     }
 
@@ -117,11 +129,10 @@ impl BufferedDisk {
         self.0.borrow_mut().settle()
     }
 
-    /// Lends the data of a request to the disk, until the next call: the disk may read into it, and
-    /// what is written out of it must stay there until [`BufferedDisk::settle`] is called.
-    pub(crate) fn lend(&self, data: &mut [u8]) {
+    /// Lends the data of a request to the disk, until the next call.
+    pub(crate) fn lend(&self, what: Lent, data: &mut [u8]) {
         let start = data.as_mut_ptr().expose_provenance() as u64;
-        self.0.borrow_mut().lent = start..start + data.len() as u64;
+        self.0.borrow_mut().lent = (what, start..start + data.len() as u64);
     }
 
     /// Waits until everything written has reached the medium.
@@ -153,8 +164,9 @@ impl Buffers {
             if self.found(lba, piece) {
                 continue;
             }
-            if let Some(data) = self.lent(piece.as_mut_ptr(), piece.len()) {
+            if let Some(data) = self.lent(Lent::In, piece.as_mut_ptr(), piece.len()) {
                 self.fetch(lba, piece.len(), data)?;
+                self.read_to = Some(lba + self.blocks_in(piece.len()) as u64);
                 continue;
             }
             let (first, len_bytes) = self.around(lba, piece.len());
@@ -183,7 +195,7 @@ impl Buffers {
                 }
             }
             let number = self.vacant()?;
-            let data = self.lent(piece.as_ptr(), piece.len()).unwrap_or(0);
+            let data = self.lent(Lent::Out, piece.as_ptr(), piece.len()).unwrap_or(0);
             if data == 0 {
                 self.disk.data().write(number * BLOCK_MAX_DATA, piece);
             }
@@ -232,9 +244,9 @@ impl Buffers {
     /// Returns what is fetched for a read: the first block and the length in bytes. A read that
     /// goes on where a buffer ends is probably one of many.
     fn around(&self, lba: u64, len_bytes: usize) -> (u64, usize) {
-        let goes_on = |buffer: &Buffer| buffer.len_bytes > 0 && buffer.is_read() && buffer.end(self.block_bytes) == lba;
+        let goes_on = |buffer: &Buffer| buffer.len_bytes > 0 && buffer.is_read && buffer.end(self.block_bytes) == lba;
         let step = self.blocks_in(AROUND_BYTES).max(1) as u64;
-        let (first, most) = match self.buffers.iter().any(goes_on) {
+        let (first, most) = match self.read_to == Some(lba) || self.buffers.iter().any(goes_on) {
             true => (lba, BLOCK_MAX_DATA),
             false => (lba - lba % step, AROUND_BYTES),
         };
@@ -243,11 +255,12 @@ impl Buffers {
         if is_within { (first, blocks * self.block_bytes) } else { (lba, len_bytes) }
     }
 
-    /// Returns the address of a large piece, if it is in data that was lent.
-    fn lent(&self, piece: *const u8, len_bytes: usize) -> Option<u64> {
+    /// Returns the address of a large piece, if it is in data that was lent for this.
+    fn lent(&self, what: Lent, piece: *const u8, len_bytes: usize) -> Option<u64> {
+        let (lent, place) = &self.lent;
         let start = piece.expose_provenance() as u64;
-        let is_within = self.lent.start <= start && start + len_bytes as u64 <= self.lent.end;
-        (len_bytes >= LARGE_BYTES && is_within).then_some(start)
+        let is_within = place.start <= start && start + len_bytes as u64 <= place.end;
+        (*lent == what && len_bytes >= LARGE_BYTES && is_within).then_some(start)
     }
 
     /// Reads to `data`, an address that was lent, or into a buffer if that is 0, and waits for it.
@@ -274,10 +287,15 @@ impl Buffers {
 
     fn ask(&mut self, number: usize, operation: u32, lba: u64, len_bytes: usize, data: u64) {
         self.clock += 1;
-        let used = if len_bytes < BLOCK_MAX_DATA { self.clock } else { 0 };
-        // It has no content if that is elsewhere.
-        let content = if data == 0 { len_bytes } else { 0 };
-        self.buffers[number] = Buffer { lba, len_bytes: content, operation, is_under_way: true, used };
+        let (changes, is_under_way) = (operation != BLOCK_READ, true);
+        let has_data = data == 0 && len_bytes > 0;
+        let before = self.buffers[number];
+        self.buffers[number] = if has_data {
+            let used = if len_bytes < BLOCK_MAX_DATA { self.clock } else { 0 };
+            Buffer { lba, len_bytes, is_read: !changes, used, changes, is_under_way, has_data }
+        } else {
+            Buffer { changes, is_under_way, has_data, ..before }
+        };
         self.disk.submit(number, operation, lba, len_bytes, data);
     }
 
@@ -293,7 +311,7 @@ impl Buffers {
             // The kernel had answered already, while a debugger had the driver perhaps.
             Some(refusal) if !is_any_done => {
                 // It never will.
-                self.has_failed |= self.buffers.iter().any(|buffer| buffer.is_under_way && !buffer.is_read());
+                self.has_failed |= self.buffers.iter().any(|buffer| buffer.is_under_way && buffer.changes);
                 self.buffers = [Buffer::default(); USED_REQUESTS];
                 Err(refusal)
             }
@@ -305,8 +323,8 @@ impl Buffers {
         let Some(buffer) = self.buffers.get_mut(number) else { return };
         buffer.is_under_way = false;
         if self.disk.status(number) != BLOCK_OK {
-            self.has_failed |= !buffer.is_read();
-            buffer.len_bytes = 0;
+            self.has_failed |= buffer.changes;
+            buffer.len_bytes = if buffer.has_data { 0 } else { buffer.len_bytes };
         }
     }
 }
@@ -458,10 +476,10 @@ mod tests {
 
     /// What is read and written is the same as with buffers.
     #[test]
-    fn large_pieces_of_lent_data_take_no_buffer() {
+    fn large_pieces_of_lent_data_leave_the_buffers_alone() {
         let mut tested = Tested::new();
         let mut data = vec![0; BLOCK_MAX_DATA];
-        tested.disk.lend(&mut data);
+        tested.disk.lend(Lent::In, &mut data);
         assert_eq!(tested.read(5, 1), Ok(vec![5]));
         assert_eq!(tested.kernel.run(|| tested.disk.read(3, &mut data)), Ok(()));
         assert!(data.chunks(BLOCK).zip(3_u64..).all(|(block, lba)| block == [lba as u8; BLOCK]));
@@ -476,20 +494,44 @@ mod tests {
         assert_eq!((data[0], tested.requests().len(), tested.below().in_place), (44, 2, 1));
         // A buffer with blocks that are written in place has them no more.
         data.fill(0xd1);
+        tested.disk.lend(Lent::Out, &mut data);
         assert_eq!(tested.kernel.run(|| tested.disk.write(290, &data, Order::Early)), Ok(()));
         assert_eq!((tested.read(300, 1), tested.below().in_place), (Ok(vec![0xd1]), 2));
         assert_eq!(tested.requests(), [(BLOCK_WRITE_EARLY, 290, 65536), (BLOCK_READ, 296, 4096)]);
         // What fails is told, whatever a buffer had.
         tested.below().bad = vec![600];
-        assert_eq!(tested.kernel.run(|| tested.disk.read(550, &mut data)), Err(Refusal::NoAnswer));
         assert_eq!(tested.kernel.run(|| tested.disk.write(550, &data, Order::Kept)), Ok(()));
-        assert_eq!((tested.settle(), tested.below().in_place), (Err(Refusal::NoAnswer), 4));
-        // Data is lent until the next.
+        assert_eq!((tested.settle(), tested.below().in_place), (Err(Refusal::NoAnswer), 3));
+        tested.disk.lend(Lent::In, &mut data);
+        assert_eq!(tested.kernel.run(|| tested.disk.read(550, &mut data)), Err(Refusal::NoAnswer));
+        assert_eq!(tested.below().in_place, 4);
+        // Data that was lent to be read into may change: it is written out of a buffer.
         tested.below().bad = vec![];
         tested.kernel.run(|| tested.disk.begin_again());
-        tested.disk.lend(&mut []);
-        assert_eq!(tested.kernel.run(|| tested.disk.read(550, &mut data)), Ok(()));
-        assert_eq!((data[0], tested.below().in_place), (38, 4));
+        assert_eq!(tested.kernel.run(|| tested.disk.write(550, &data, Order::Kept)), Ok(()));
+        assert_eq!((tested.settle(), tested.below().in_place), (Ok(()), 4));
+        // Data is lent until other data is.
+        tested.disk.lend(Lent::In, &mut []);
+        assert_eq!(tested.kernel.run(|| tested.disk.read(700, &mut data)), Ok(()));
+        assert_eq!((data[0], tested.below().in_place), (188, 4));
+    }
+
+    #[test]
+    fn seven_buffers_keep_their_content_beside_a_large_piece() {
+        let mut tested = Tested::new();
+        let mut data = vec![0; BLOCK_MAX_DATA];
+        tested.disk.lend(Lent::In, &mut data);
+        for lba in (0..7).map(|number| number * 20) {
+            assert_eq!(tested.read(lba, 1), Ok(vec![lba as u8]));
+        }
+        tested.requests();
+        assert_eq!(tested.kernel.run(|| tested.disk.read(300, &mut data)), Ok(()));
+        for lba in (0..7).map(|number| number * 20) {
+            assert_eq!(tested.read(lba, 1), Ok(vec![lba as u8]));
+        }
+        assert_eq!(tested.requests(), [(BLOCK_READ, 300, 65536)]);
+        // A read that goes on behind it is one of many.
+        assert_eq!((tested.read(428, 1), tested.requests()), (Ok(vec![172]), vec![(BLOCK_READ, 428, 65536)]));
     }
 
     /// There is memory for seven requests: the driver waits when all of them are under way.

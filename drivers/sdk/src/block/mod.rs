@@ -3,6 +3,7 @@
 mod buffered;
 
 pub use buffered::BufferedDisk;
+pub(crate) use buffered::Lent;
 
 use crate::class::{self, Class, ClassDriver, Protocol, Requests};
 use crate::dma::Bytes;

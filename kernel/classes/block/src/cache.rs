@@ -259,6 +259,11 @@ impl Cache {
         is_taken
     }
 
+    /// Notes that a write was refused: nothing that is written later overtakes it.
+    pub(crate) fn write_failed(&self) {
+        self.has_failed.store(true, Ordering::Release);
+    }
+
     /// Reads `len_bytes` bytes from a block on: hands each piece to `to`, with its place.
     pub(crate) async fn read(&self, lba: u64, len_bytes: usize, mut to: impl FnMut(usize, &[u8])) -> Outcome {
         let at = self.place(lba, len_bytes).ok_or("beyond the end of the disk")?;
@@ -301,21 +306,6 @@ impl Cache {
     /// Writes `len_bytes` bytes from a block on, which `fill` puts in place: waits until there is
     /// room for them.
     pub(crate) async fn write(&self, lba: u64, len_bytes: usize, order: Order, fill: impl Fn(&mut [u8])) -> Outcome {
-        let written = self.write_when_there_is_room(lba, len_bytes, order, fill).await;
-        if written.is_err() {
-            // Nothing that is written later overtakes it.
-            self.has_failed.store(true, Ordering::Release);
-        }
-        written
-    }
-
-    async fn write_when_there_is_room(
-        &self,
-        lba: u64,
-        len_bytes: usize,
-        order: Order,
-        fill: impl Fn(&mut [u8]),
-    ) -> Outcome {
         self.place(lba, len_bytes).ok_or("beyond the end of the disk")?;
         let mut tries = TRIES;
         while !self.write_at_once(lba, len_bytes, order, &fill) {

@@ -284,14 +284,18 @@ async fn serve(
     number: usize,
     request: BlockRequest,
 ) {
+    let is_write = Order::of(request.operation).is_some();
     // The work for a driver is charged to it.
-    let status = match (Order::of(request.operation), &place) {
-        (Some(_), _) if is_read_only => BLOCK_ERROR,
-        (_, None) => BLOCK_ERROR,
-        (_, Some((memory, at))) => {
-            poll::charged(|| domain.upgrade(), carry_out(disk, cache, (memory, *at), &request)).await
+    let status = match &place {
+        Some((memory, at)) if !(is_write && is_read_only) => {
+            let carry_out = carry_out(disk, cache.clone(), (memory, *at), &request);
+            poll::charged(|| domain.upgrade(), carry_out).await
         }
+        _ => BLOCK_ERROR,
     };
+    if let Some(cache) = cache.filter(|_| is_write && status != BLOCK_OK) {
+        cache.write_failed();
+    }
     let Some(handle) = domain.upgrade() else { return };
     let cause = {
         let mut domain = handle.lock();
@@ -324,6 +328,7 @@ fn place_of<'a>(
     request: &BlockRequest,
 ) -> Option<(&'a Lent, usize)> {
     match request.data {
+        _ if request.operation == BLOCK_FLUSH => Some((memory, 0)),
         0 => Some((memory, USED_DATA + number * BLOCK_MAX_DATA)),
         address => offer?.data_at(address, request.data_len as usize),
     }

@@ -227,7 +227,8 @@ impl Remote {
         if self.incoming.len() >= MAX_INCOMING {
             self.incoming.pop_front();
         }
-        let bytes = Vec::with_capacity(len_bytes);
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len_bytes).map_err(|_| pushed::Refused::NoMemory.to_string())?;
         let build = pushed::next_build();
         self.incoming.push_back(Incoming { number, name: name.to_string(), build, len_bytes, bytes });
         Ok(build.to_string())

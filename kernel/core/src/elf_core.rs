@@ -114,8 +114,8 @@ impl Core<'_> {
         }
     }
 
-    /// Returns the file.
-    pub fn file(&self) -> Vec<u8> {
+    /// Returns the file; `None` if there is no memory for it.
+    pub fn file(&self) -> Option<Vec<u8>> {
         let Class { class, machine, header_bytes, segment_bytes, .. } = self.class();
         let mut notes = Out(Vec::new(), self.kind);
         notes.note("CORE", NT_PRSTATUS, &self.status());
@@ -141,10 +141,10 @@ impl Core<'_> {
             out.segment(PT_LOAD, READ | WRITE, offset, *address, bytes.len());
             offset += bytes.len();
         }
-        out.0.reserve_exact(offset - out.0.len());
+        out.0.try_reserve_exact(offset - out.0.len()).ok()?;
         out.0.extend(notes.0);
         self.memory.iter().for_each(|(_, bytes)| out.0.extend(bytes));
-        out.0
+        Some(out.0)
     }
 
     /// Returns `elf_prstatus`.
@@ -204,7 +204,7 @@ mod tests {
         let note = "e1000#3 0x8000430000";
         let kind = DomainKind::Paged;
         let core = Core { kind, general, rip: 0x1234, rflags: 0x202, signal: 11, note, memory: &memory };
-        let file = core.file();
+        let file = core.file().unwrap();
         let long = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap());
         let half = |at: usize| u16::from_le_bytes(file[at..at + 2].try_into().unwrap());
         assert_eq!((half(16), half(18), half(56), long(32)), (4, 62, 3, 64));
@@ -232,8 +232,9 @@ mod tests {
         (general[0], general[4], general[7]) = (u64::MAX, 0x17f_f000, 7);
         let memory = [(0x43_0000, [1, 2, 3].to_vec())];
         let kind = DomainKind::Segmented;
-        let file =
-            Core { kind, general, rip: 0x43_1234, rflags: 0x202, signal: 4, note: "a#1 0x0", memory: &memory }.file();
+        let file = Core { kind, general, rip: 0x43_1234, rflags: 0x202, signal: 4, note: "a#1 0x0", memory: &memory }
+            .file()
+            .unwrap();
         let word = |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().unwrap());
         let half = |at: usize| u16::from_le_bytes(file[at..at + 2].try_into().unwrap());
         assert_eq!((file[4], half(18), word(28), half(40), half(42), half(44)), (1, 3, 52, 52, 32, 2));

@@ -304,15 +304,15 @@ pub fn print_some(trace: &Trace, kept: &Kept, events: &[Event], is_shown: fn(&Wh
 fn show(trace: &Trace, register: Option<&str>) -> Outcome {
     let kept = trace.kept();
     let count = kept.record.count();
-    // The list is copied, and grows by doubling.
-    let list_bytes = 2 * (count - kept.record.lost()) as usize * size_of::<Event>();
-    if !memory::has_room(list_bytes) {
+    let shown = (count - kept.record.lost()) as usize;
+    let mut events: Vec<Event> = Vec::new();
+    if !memory::has_room(shown * size_of::<Event>()) || events.try_reserve_exact(shown).is_err() {
         return Err("there is no memory to show the trace; save writes it".into());
     }
     if kept.record.lost() > 0 {
         println!("{:>10}  {} earlier events were not kept", "", kept.record.lost());
     }
-    let events: Vec<Event> = kept.record.after(0).copied().collect();
+    events.extend(kept.record.after(0).take(shown).copied());
     // When the driver was given the frames or requests that it still has, by number.
     let mut given = BTreeMap::new();
     for same in events.chunk_by(is_repeated) {

@@ -121,7 +121,7 @@ mod tests {
     fn a_core_file_says_what_it_is_of() {
         let kind = DomainKind::Paged;
         let core = |note| Core { kind, general: [0; 16], rip: 0, rflags: 0, signal: 11, note, memory: &[] }.file();
-        let of = |note| origin(&core(note)).ok();
+        let of = |note| origin(&core(note).unwrap()).ok();
         assert_eq!(of("e1000#3 0x8000430000"), Some(("e1000#3".to_string(), 0x80_0043_0000)));
         assert_eq!([of("e1000#3"), of("e1000#3 8000"), of("../x 0x1"), of("")], [None, None, None, None]);
         assert!(origin(b"").is_err() && origin(b"RINGFENCE\0").is_err());

@@ -82,7 +82,11 @@ impl Remains {
             }
             left -= 1;
             match pages.last_mut() {
-                Some((start, before)) if *start + before.len() as u64 == page => before.extend(bytes),
+                Some((start, before)) if *start + before.len() as u64 == page => {
+                    // There may be room, but in pieces.
+                    before.try_reserve(bytes.len()).ok()?;
+                    before.extend_from_slice(&bytes);
+                }
                 _ => pages.push((page, bytes.to_vec())),
             }
         }
@@ -107,7 +111,7 @@ impl Remains {
         }
         let TrapFrame { rip, rflags, .. } = self.frame;
         let (general, signal) = (self.frame.general(), self.signal);
-        Some(Core { kind: self.kind, general, rip, rflags, signal, note: &self.note, memory: &self.memory }.file())
+        Core { kind: self.kind, general, rip, rflags, signal, note: &self.note, memory: &self.memory }.file()
     }
 }
 

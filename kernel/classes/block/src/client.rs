@@ -198,24 +198,28 @@ impl Use for Client {
                 .ok_or(Cause::QueueEntry { queue: "submit", entry: number as u64 })?;
             self.fresh.push((number, request));
         }
-        if !self.fresh.is_empty() {
-            ON_WORK.wake();
-        }
         Ok(())
     }
 
     fn answer_at_once(&mut self, offer: Option<&dyn Offer>) -> Result<(), Cause> {
-        let Some((cache, disk)) = self.cache.clone().zip(self.disk.upgrade()) else { return Ok(()) };
+        if self.fresh.is_empty() {
+            return Ok(());
+        }
+        let kept = self.cache.clone().zip(self.disk.upgrade());
         // Requests that are carried out already come first.
-        while self.worked_at == 0
+        while let Some((cache, disk)) = &kept
+            && self.worked_at == 0
             && !disk.is_in_doubt()
             && let Some((number, request)) = self.fresh.first()
             && !(self.is_read_only && Order::of(request.operation).is_some())
             && let Some(place) = place_of(&self.memory, offer, *number, request)
-            && let Some(status) = at_once(&cache, &*disk, place, request)
+            && let Some(status) = at_once(cache, &**disk, place, request)
         {
             let (number, _) = self.fresh.remove(0);
             self.asked.complete(number, |queues| write_status(queues, number, status))?;
+        }
+        if !self.fresh.is_empty() {
+            ON_WORK.wake();
         }
         Ok(())
     }

@@ -100,13 +100,21 @@ impl Path {
 
     /// Returns this path as seen from `above`, if it is `above` or below it.
     pub fn below(&self, above: &Path) -> Option<Path> {
+        self.text_below(above).map(|text| Path(text.into()))
+    }
+
+    /// Returns whether this path is `above` or below it.
+    pub fn is_below(&self, above: &Path) -> bool {
+        self.text_below(above).is_some()
+    }
+
+    fn text_below(&self, above: &Path) -> Option<&str> {
         if above.is_root() {
-            return Some(self.clone());
+            return Some(&self.0);
         }
         match self.0.strip_prefix(&above.0)? {
-            "" => Some(Path("/".into())),
-            rest if rest.starts_with('/') => Some(Path(rest.into())),
-            _ => None,
+            "" => Some("/"),
+            rest => Some(rest).filter(|rest| rest.starts_with('/')),
         }
     }
 }

@@ -465,8 +465,8 @@ pub async fn replace_whole(path: &Path, bytes: &[u8]) -> Outcome {
 
 /// Waits until everything written to the filesystem that a path is on is on the medium.
 async fn sync_volume_of(path: &Path) -> Outcome {
-    let (mount, _) = tree::find(path).map_err(said)?;
-    mount.volume.sync().await.map_err(about(path))
+    let (volume, _) = tree::find(path).map_err(said)?;
+    volume.sync().await.map_err(about(path))
 }
 
 /// Returns where a file goes that is copied or moved to `to`: into it, if it is a directory.
@@ -509,7 +509,7 @@ pub async fn mv(mut arguments: Arguments<'_>) -> Outcome {
     let to = path_of(arguments.word("its new path")?)?;
     arguments.end()?;
     let to = target(&from, to).await?;
-    if to.below(&from).is_some() {
+    if to.is_below(&from) {
         return Err(format!("{to} is {from} itself, or inside"));
     }
     match tree::rename(&from, &to).await {

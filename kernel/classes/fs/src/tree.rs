@@ -49,23 +49,23 @@ pub(crate) fn forget(volume: &Arc<Volume>) {
 }
 
 /// Returns the filesystem that `path` is in, and the path there.
-pub fn find(path: &Path) -> Outcome<(Mount, Path)> {
+pub fn find(path: &Path) -> Outcome<(Arc<Volume>, Path)> {
     let mounts = MOUNTS.lock();
-    let inside = mounts.iter().filter_map(|mount| Some((mount, path.below(&mount.at)?)));
-    let nearest = inside.max_by_key(|(mount, _)| mount.at.as_str().len());
-    nearest.map(|(mount, inner)| (mount.clone(), inner)).ok_or(Error::NotMounted)
+    let inside = mounts.iter().filter(|mount| path.is_below(&mount.at));
+    let nearest = inside.max_by_key(|mount| mount.at.as_str().len());
+    nearest.and_then(|mount| Some((mount.volume.clone(), path.below(&mount.at)?))).ok_or(Error::NotMounted)
 }
 
 /// Describes the file or directory at `path`.
 pub async fn stat(path: &Path) -> Outcome<Stat> {
-    let (mount, inner) = find(path)?;
-    mount.volume.stat(&inner).await
+    let (volume, inner) = find(path)?;
+    volume.stat(&inner).await
 }
 
 /// Opens the file or directory at `path`.
 pub async fn open(path: &Path, how: How) -> Outcome<File> {
-    let (mount, inner) = find(path)?;
-    File::open(mount.volume, inner, how).await
+    let (volume, inner) = find(path)?;
+    File::open(volume, inner, how).await
 }
 
 /// Opens the regular file at `path`.
@@ -80,27 +80,27 @@ pub async fn open_file(path: &Path, how: How) -> Outcome<File> {
 
 /// Makes a directory.
 pub async fn make_directory(path: &Path) -> Outcome<()> {
-    let (mount, inner) = find(path)?;
-    mount.volume.make_directory(&inner).await
+    let (volume, inner) = find(path)?;
+    volume.make_directory(&inner).await
 }
 
 /// Removes a file or an empty directory.
 pub async fn remove(path: &Path) -> Outcome<()> {
-    let (mount, inner) = find(path)?;
+    let (volume, inner) = find(path)?;
     if inner.is_root() {
         return Err(FsError::Busy.into());
     }
-    mount.volume.remove(&inner).await
+    volume.remove(&inner).await
 }
 
 /// Gives the file or directory at `from` the path `to`, in the same filesystem.
 pub async fn rename(from: &Path, to: &Path) -> Outcome<()> {
-    let ((mount, from), (other, to)) = (find(from)?, find(to)?);
-    if !Arc::ptr_eq(&mount.volume, &other.volume) {
+    let ((volume, from), (other, to)) = (find(from)?, find(to)?);
+    if !Arc::ptr_eq(&volume, &other) {
         return Err(Error::Across);
     }
     if from.is_root() || to.is_root() {
         return Err(FsError::Busy.into());
     }
-    mount.volume.rename(&from, &to).await
+    volume.rename(&from, &to).await
 }

@@ -284,7 +284,7 @@ impl Volume {
     /// Refuses to take the name of a file away by which the file is opened again if its driver is
     /// ended.
     fn check_not_open(&self, path: &Path) -> Outcome<()> {
-        match self.open.lock().iter().any(|(_, open)| open.below(path).is_some()) {
+        match self.open.lock().iter().any(|(_, open)| open.is_below(path)) {
             true => Err(FsError::Busy.into()),
             false => Ok(()),
         }

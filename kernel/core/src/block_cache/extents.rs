@@ -281,6 +281,13 @@ impl Extents {
         }
     }
 
+    /// Returns the extent that has all of a range, and where the range begins in it.
+    fn whole(&mut self, at: u64, len_bytes: usize) -> Option<(&mut Extent, usize)> {
+        let (first, extent) = self.map.range_mut(..=at).next_back()?;
+        let start = usize::try_from(at - first).ok()?;
+        (start.checked_add(len_bytes)? <= extent.len_bytes).then_some((extent, start))
+    }
+
     /// Makes extents for those parts of a range that have none, as long as there is room.
     pub(super) fn make(&mut self, at: u64, len_bytes: usize) {
         let mut gaps = Vec::new();
@@ -309,6 +316,13 @@ impl Extents {
     /// Sees to it that there are extents for a range, and memory for their content. Returns `false`
     /// if there is no room for them now.
     pub(super) fn reserve(&mut self, at: u64, len_bytes: usize) -> bool {
+        // As most writes of a filesystem: a block that it has written before.
+        if let Some((extent, start)) = self.whole(at, len_bytes)
+            && extent.valid != 0
+        {
+            extent.is_used = extent.has(sectors(start, len_bytes));
+            return true;
+        }
         self.make(at, len_bytes);
         // An extent of the range may have been evicted for another.
         let has_room = self.all(at, len_bytes, |_, _| true) && {

@@ -64,8 +64,9 @@ pub trait Use: Any + Send {
     /// uses. A lie among them ends the driver.
     fn after_upcall(&mut self) -> Result<(), Cause>;
 
-    /// Called after [`Use::after_upcall`], and when the driver waits for its requests: answers those
-    /// that need no waiting, and begins with the others. `offer` is what the driver offers itself.
+    /// Called after [`Use::after_upcall`], and when the driver waits for its requests: answers
+    /// those that need no waiting, and begins with the others. `offer` is what the driver offers
+    /// itself.
     fn answer_at_once(&mut self, offer: Option<&dyn Offer>) -> Result<(), Cause> {
         let _ = offer;
         Ok(())

@@ -376,9 +376,11 @@ pub fn after(domain: &mut Domain) {
 fn take_asked(domain: &mut Domain) {
     if domain.is_alive()
         && let Some(used) = &mut domain.used
-        && let Err(cause) = used.after_upcall().and_then(|()| used.answer_at_once(domain.offer.as_deref()))
     {
-        condemn(domain, cause);
+        match used.take() {
+            Ok(()) => used.begin(),
+            Err(cause) => condemn(domain, cause),
+        }
     }
 }
 

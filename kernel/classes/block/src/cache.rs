@@ -53,8 +53,8 @@ pub struct Cache {
     is_writing: AtomicBool,
     /// Set when somebody waits for the disk to have all writes, or for room, until these are begun.
     is_waited_for: AtomicBool,
-    /// Set when a write has failed, until the driver that uses the cache has flushed it: until then
-    /// it can write nothing.
+    /// Set when a write has failed, or was refused, until the driver that uses the cache has
+    /// flushed it: until then it can write nothing.
     has_failed: AtomicBool,
     /// Set when a write has failed, until a person was told of it: the driver may be ended before
     /// it has told.

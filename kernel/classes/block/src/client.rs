@@ -191,7 +191,7 @@ impl Drop for Client {
 }
 
 impl Use for Client {
-    fn after_upcall(&mut self) -> Result<(), Cause> {
+    fn take(&mut self) -> Result<(), Cause> {
         while let Some(number) = self.asked.take()? {
             // The request is copied, because the driver may change it.
             let request = read_request(self.asked.queues(), number)
@@ -201,25 +201,24 @@ impl Use for Client {
         Ok(())
     }
 
-    fn answer_at_once(&mut self, offer: Option<&dyn Offer>) -> Result<(), Cause> {
-        if self.fresh.is_empty() {
-            return Ok(());
+    fn begin(&mut self) {
+        if !self.fresh.is_empty() {
+            ON_WORK.wake();
         }
-        let kept = self.cache.clone().zip(self.disk.upgrade());
+    }
+
+    fn answer_at_once(&mut self, offer: Option<&dyn Offer>) -> Result<(), Cause> {
+        let Some((cache, disk)) = self.cache.clone().zip(self.disk.upgrade()) else { return Ok(()) };
         // Requests that are carried out already come first.
-        while let Some((cache, disk)) = &kept
-            && self.worked_at == 0
+        while self.worked_at == 0
             && !disk.is_in_doubt()
             && let Some((number, request)) = self.fresh.first()
             && !(self.is_read_only && Order::of(request.operation).is_some())
             && let Some(place) = place_of(&self.memory, offer, *number, request)
-            && let Some(status) = at_once(cache, &**disk, place, request)
+            && let Some(status) = at_once(&cache, &*disk, place, request)
         {
             let (number, _) = self.fresh.remove(0);
             self.asked.complete(number, |queues| write_status(queues, number, status))?;
-        }
-        if !self.fresh.is_empty() {
-            ON_WORK.wake();
         }
         Ok(())
     }

@@ -60,13 +60,15 @@ pub trait Offer: Any + Send {
 
 /// Another driver's device that a driver uses.
 pub trait Use: Any + Send {
-    /// Called after an upcall of a driver that still runs: takes its requests to the device that it
-    /// uses. A lie among them ends the driver.
-    fn after_upcall(&mut self) -> Result<(), Cause>;
+    /// Takes the driver's requests to the device that it uses. A lie among them ends the driver.
+    fn take(&mut self) -> Result<(), Cause>;
 
-    /// Called after [`Use::after_upcall`], and when the driver waits for its requests: answers
-    /// those that need no waiting, and begins with the others. `offer` is what the driver offers
-    /// itself.
+    /// Has the requests carried out that were taken: the driver is told when one is done
+    /// ([`poll::answered`](crate::poll::answered)).
+    fn begin(&mut self);
+
+    /// Answers the requests that need no waiting, while the driver waits. `offer` is what the
+    /// driver offers itself.
     fn answer_at_once(&mut self, offer: Option<&dyn Offer>) -> Result<(), Cause> {
         let _ = offer;
         Ok(())

@@ -30,7 +30,7 @@ pub fn rf_use(domain: &mut Domain, name: Allegation) -> Answer {
 pub fn rf_wait(domain: &mut Domain) -> Answer {
     let used = domain.used.as_mut().ok_or(Refusal::Invalid)?;
     // Takes the requests that the driver has made since it was entered: it waits for these too.
-    used.after_upcall()?;
+    used.take()?;
     if used.in_hand().0 == 0 {
         return Err(Refusal::Invalid.into());
     }
@@ -38,6 +38,7 @@ pub fn rf_wait(domain: &mut Domain) -> Answer {
     if used.in_hand().0 == 0 {
         return Ok(0);
     }
+    used.begin();
     domain.begin_wait()?;
     Err(No::Sleeps)
 }

@@ -12,6 +12,7 @@ use crate::streams::Streams;
 use alloc::borrow::Cow;
 use alloc::collections::VecDeque;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::future::{pending, poll_fn};
 use core::task::Poll;
@@ -203,9 +204,9 @@ impl Remote {
             return Err(alloc::format!("{} of {} bytes came", incoming.bytes.len(), incoming.len_bytes));
         }
         let Incoming { name, build, bytes, .. } = incoming;
-        // The bytes are copied, and other files may have come meanwhile.
+        // Other files may have come meanwhile.
         pushed::check(&name, bytes.len()).map_err(|refused| refused.to_string())?;
-        let file = File { name, build, bytes: Content::Made(bytes.into()) };
+        let file = File { name, build, bytes: Content::Made(Arc::new(bytes)) };
         let parameters: Vec<String> = parameters.into_iter().map(Cow::into_owned).collect();
         LOADS.lock().push_back(Load { id, file, parameters, stops });
         ON_LOAD.wake();
@@ -223,12 +224,12 @@ impl Remote {
             return Err(alloc::format!("a module's name has 1 to {} bytes", NAME_BYTES - 1));
         }
         pushed::check(name, len_bytes).map_err(|refused| refused.to_string())?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len_bytes).map_err(|_| pushed::Refused::NoMemory.to_string())?;
         self.incoming.retain(|incoming| incoming.number != number);
         if self.incoming.len() >= MAX_INCOMING {
             self.incoming.pop_front();
         }
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len_bytes).map_err(|_| pushed::Refused::NoMemory.to_string())?;
         let build = pushed::next_build();
         self.incoming.push_back(Incoming { number, name: name.to_string(), build, len_bytes, bytes });
         Ok(build.to_string())

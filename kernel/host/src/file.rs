@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 
 /// A module file.
@@ -22,9 +23,9 @@ pub enum Content {
     /// A slice of the ramdisk.
     Ramdisk(&'static [u8]),
     /// A copy made by the kernel.
-    Made(Arc<[u8]>),
+    Made(Arc<Vec<u8>>),
     /// A copy that was changed, to see the effect of the change.
-    Changed(Arc<[u8]>),
+    Changed(Arc<Vec<u8>>),
 }
 
 impl File {

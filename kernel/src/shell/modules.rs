@@ -8,6 +8,7 @@ use super::{Outcome, said};
 use crate::streams;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use host::domain::cause::Cause;
 use host::domain::fault::{Fault, history};
@@ -226,7 +227,7 @@ async fn file_of(name: &str, wanted: Option<DomainKind>) -> Result<File, String>
         return Err(format!("{name} is for {} domains", module.domain));
     }
     pushed::check(own, bytes.len()).map_err(said)?;
-    let file = File { name: own.to_string(), build: pushed::next_build(), bytes: Content::Made(bytes.into()) };
+    let file = File { name: own.to_string(), build: pushed::next_build(), bytes: Content::Made(Arc::new(bytes)) };
     pushed::keep(file.clone());
     Ok(file)
 }

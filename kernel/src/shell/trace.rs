@@ -294,9 +294,21 @@ fn is_repeated(one: &Event, other: &Event) -> bool {
 }
 
 /// Prints those of `events` that `is_shown` holds for. Repetitions are printed as one line.
-pub fn print_some(trace: &Trace, kept: &Kept, events: &[Event], is_shown: fn(&What) -> bool) {
-    let shown: Vec<Event> = events.iter().filter(|event| is_shown(&event.what)).copied().collect();
-    shown.chunk_by(is_repeated).for_each(|same| print(trace, kept, None, same, None));
+pub fn print_some(trace: &Trace, kept: &Kept, mut events: Vec<Event>, is_shown: fn(&What) -> bool) {
+    events.retain(|event| is_shown(&event.what));
+    events.chunk_by(is_repeated).for_each(|same| print(trace, kept, None, same, None));
+}
+
+/// Copies the events after the first `before`, as far as they were kept; `None` if there is no
+/// memory for them.
+pub fn copied(kept: &Kept, before: u64) -> Option<Vec<Event>> {
+    let count = (kept.record.count() - before.max(kept.record.lost())) as usize;
+    let mut events = Vec::new();
+    if !memory::has_room(count * size_of::<Event>()) || events.try_reserve_exact(count).is_err() {
+        return None;
+    }
+    events.extend(kept.record.after(before).take(count).copied());
+    Some(events)
 }
 
 /// Prints the events of a trace. `register` is the name of the watched register, if a register is
@@ -304,15 +316,12 @@ pub fn print_some(trace: &Trace, kept: &Kept, events: &[Event], is_shown: fn(&Wh
 fn show(trace: &Trace, register: Option<&str>) -> Outcome {
     let kept = trace.kept();
     let count = kept.record.count();
-    let shown = (count - kept.record.lost()) as usize;
-    let mut events: Vec<Event> = Vec::new();
-    if !memory::has_room(shown * size_of::<Event>()) || events.try_reserve_exact(shown).is_err() {
+    let Some(events) = copied(&kept, 0) else {
         return Err("there is no memory to show the trace; save writes it".into());
-    }
+    };
     if kept.record.lost() > 0 {
         println!("{:>10}  {} earlier events were not kept", "", kept.record.lost());
     }
-    events.extend(kept.record.after(0).take(shown).copied());
     // When the driver was given the frames or requests that it still has, by number.
     let mut given = BTreeMap::new();
     for same in events.chunk_by(is_repeated) {

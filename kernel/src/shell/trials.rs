@@ -5,6 +5,7 @@ use super::settings::ask_person;
 use super::{Outcome, said};
 use crate::trial;
 use alloc::format;
+use alloc::sync::Arc;
 use host::domain::Ring;
 use host::file::{Content, File};
 use host::{evidence, module};
@@ -33,7 +34,7 @@ pub async fn trial(mut arguments: Arguments<'_>) -> Outcome {
     let good = handle.lock().file.name.clone();
     let good = module::file(&good).map_err(said)?;
     let patched = patch.apply(&good.bytes).ok_or("the change does not lie inside the file")?;
-    let patched = File { name: good.name.clone(), build: good.build, bytes: Content::Changed(patched.into()) };
+    let patched = File { name: good.name.clone(), build: good.build, bytes: Content::Changed(Arc::new(patched)) };
     let mute = console::mute();
     let outcome = trial::run(handle, &good, &patched, ring, watched, lists, run_all).await;
     drop(mute);

@@ -1,17 +1,16 @@
 //! `watch`: each access of a driver to its device's registers.
 
 use super::modules::as_paged;
-use super::trace::print_some;
+use super::trace::{copied, print_some};
 use super::{Outcome, commands, said};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use embassy_time::Timer;
 use host::domain::accesses::Registers;
 use host::domain::hardware::{MOST_REGIONS, Region};
-use host::domain::trace::{self, Event, Trace, What, Wish};
+use host::domain::trace::{self, Trace, What, Wish};
 use host::domain::{Domain, Ring};
 use host::{module, ramdisk};
 use hw::{console, println};
@@ -131,9 +130,13 @@ fn show(trace: &Trace, shown: &mut u64) {
     if lost > 0 {
         println!("{:>10}  {lost} events were not kept", "");
     }
-    let events: Vec<Event> = kept.record.after(*shown).copied().collect();
-    *shown = kept.record.count();
-    print_some(trace, &kept, &events, |what| {
+    let events = copied(&kept, *shown);
+    let count = kept.record.count() - core::mem::replace(shown, kept.record.count());
+    let Some(events) = events else {
+        println!("{:>10}  {count} events: there is no memory to show them", "");
+        return;
+    };
+    print_some(trace, &kept, events, |what| {
         matches!(what, What::Register { .. } | What::Enter(..) | What::Woken | What::Ended(..) | What::Replaced)
     });
 }

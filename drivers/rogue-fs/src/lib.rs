@@ -154,8 +154,10 @@ impl RogueFs {
             }
             let lba = 16 + 8 * bit as u64;
             carried_out |= u64::from(RogueFs::asked(slot, BLOCK_WRITE, lba, place, LEN)) << (16 + bit);
-            // After a write that was refused, a flush is needed.
-            RogueFs::asked(slot, BLOCK_FLUSH, 0, 0, 0);
+            // After a write that was refused, no other is carried out until a flush, which fails.
+            let is_refused = carried_out >> (16 + bit) & 1 == 0;
+            assert!(!is_refused || !RogueFs::asked(slot, BLOCK_WRITE, lba, data, LEN));
+            assert_eq!(RogueFs::asked(slot, BLOCK_FLUSH, 0, 0, 0), !is_refused);
         }
         carried_out
     }

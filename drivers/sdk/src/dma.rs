@@ -220,8 +220,8 @@ impl Bytes {
 
     /// # Safety
     /// No device may write the bytes as long as the slice exists, and there may be no other
-    /// reference to them. The kernel may write them in a service that the slice's address was
-    /// passed to.
+    /// reference to them. The kernel may write them while the driver waits for a request that
+    /// has their address.
     pub(crate) unsafe fn as_mut_slice<'a>(&self) -> &'a mut [u8] {
         // SAFETY: as the caller promises; the bytes are mapped.
         unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr(), self.len_bytes) }

@@ -55,7 +55,7 @@ macro_rules! declare {
 macro_rules! call {
     ($symbol:ident [$($word:expr,)*]) => {
         // SAFETY: the memory that the arguments point to lives until the call returns, and no
-        // service writes to it (`rf_wait`, in which a disk's blocks come, is passed no memory).
+        // service writes to it, but `rf_wait`: there, blocks come to the addresses in requests.
         // Memory that is given back is no longer used ([`GivenBack`]).
         answer(unsafe { raw::$symbol($($word),*) })
     };

@@ -152,7 +152,7 @@ impl BufferedDisk {
         // It tells the kernel that the failure is known.
         let _ = self.flush();
         let mut disk = self.0.borrow_mut();
-        disk.has_failed = false;
+        (disk.has_failed, disk.read_to) = (false, None);
         disk.buffers.iter_mut().filter(|buffer| !buffer.is_under_way).for_each(|buffer| *buffer = Buffer::default());
     }
 }
@@ -532,6 +532,12 @@ mod tests {
         assert_eq!(tested.requests(), [(BLOCK_READ, 300, 65536)]);
         // A read that goes on behind it is one of many.
         assert_eq!((tested.read(428, 1), tested.requests()), (Ok(vec![172]), vec![(BLOCK_READ, 428, 65536)]));
+        // One that fails leaves the others where they are.
+        tested.below().bad = vec![700];
+        assert_eq!(tested.kernel.run(|| tested.disk.read(650, &mut data)), Err(Refusal::NoAnswer));
+        tested.requests();
+        let found = (1..7).map(|number| number * 20).all(|lba| tested.read(lba, 1) == Ok(vec![lba as u8]));
+        assert_eq!((found, tested.requests()), (true, vec![]));
     }
 
     /// There is memory for seven requests: the driver waits when all of them are under way.

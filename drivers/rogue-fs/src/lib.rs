@@ -1,7 +1,8 @@
 //! A hostile filesystem. It invents all its files: every path is a directory, but for paths that
 //! end with `file`. `tell rogue-fs VERB` selects how it lies from then on; with `write` it writes
 //! to its disk, although it says that it cannot, or was told not to. With `pairs` it writes faster
-//! than the disk does. With `reach` it has the disk's blocks put where it must not.
+//! than the disk does. With `reach` it has the disk's blocks put where it must not. With `later` it
+//! asks for a block that the kernel has, and does not wait; `polled` fails until it was told.
 //!
 //! Like `rogue`, this driver has unsafe code of its own.
 #![no_std]
@@ -75,6 +76,8 @@ enum Lie {
 struct RogueFs {
     disk: BufferedDisk,
     memory: Memory,
+    /// Whether it was polled for its queues since `later`.
+    is_polled: bool,
     lie: Lie,
 }
 
@@ -162,16 +165,33 @@ impl RogueFs {
         carried_out
     }
 
-    /// Makes a request to the disk, past the SDK. Returns whether it was carried out.
+    /// Asks for a block that the kernel has read before, and does not wait for it.
+    fn ask_later(&mut self) -> Result<u64> {
+        let slot = RogueFs::reach as *const () as u64 & !(SLOT_SIZE - 1);
+        if !RogueFs::asked(slot, BLOCK_READ, 8, 0, 4096) {
+            return Err(Refusal::NoAnswer);
+        }
+        self.is_polled = false;
+        RogueFs::ask(slot, BLOCK_READ, 8, 0, 4096);
+        Ok(0)
+    }
+
+    /// Makes a request to the disk, past the SDK, and waits. Returns whether it was carried out.
     fn asked(slot: u64, operation: u32, lba: u64, data: u64, len_bytes: usize) -> bool {
+        let used = RogueFs::ask(slot, operation, lba, data, len_bytes);
+        let _ = unsafe { raw::rf_wait() };
+        block::read_status(&used, 0) == u64::from(BLOCK_OK)
+    }
+
+    /// Makes a request to the disk, past the SDK. Returns the memory that is shared for it.
+    fn ask(slot: u64, operation: u32, lba: u64, data: u64, len_bytes: usize) -> Memory {
         let used = Memory((slot + USED) as *mut u64);
         let request = BlockRequest { data_address: 0, data, data_len: len_bytes as u32, operation, lba };
         block::write_request(&used, 0, &request);
         let put = used.load(block::SUBMIT.base + PUT);
         used.store(block::SUBMIT.base + ENTRIES + put as usize % block::SUBMIT.capacity, 0);
         used.store(block::SUBMIT.base + PUT, put + 1);
-        let _ = unsafe { raw::rf_wait() };
-        block::read_status(&used, 0) == u64::from(BLOCK_OK)
+        used
     }
 
     fn outcome(&self, request: &FsRequest) -> FsOutcome {
@@ -228,12 +248,13 @@ impl Driver for RogueFs {
         };
         let disk = BufferedDisk::open(&DISK.get())?;
         match unsafe { raw::rf_offer(info.as_bytes().as_ptr() as u64, size_of::<FsInfo>() as u64) } {
-            start @ 0.. => Ok(RogueFs { disk, memory: Memory(start as *mut u64), lie: Lie::None }),
+            start @ 0.. => Ok(RogueFs { disk, memory: Memory(start as *mut u64), is_polled: false, lie: Lie::None }),
             _ => Err(Refusal::Full),
         }
     }
 
-    fn poll(&mut self, _: Events) -> Reply {
+    fn poll(&mut self, events: Events) -> Reply {
+        self.is_polled |= events.contains(Events::QUEUE);
         loop {
             let taken = self.memory.load(SUBMIT.base + TAKEN);
             if taken == self.memory.load(SUBMIT.base + PUT) {
@@ -254,6 +275,8 @@ impl Driver for RogueFs {
             "write" => return self.write_in_each_order(),
             "pairs" => return self.write_pairs(),
             "reach" => return Ok(RogueFs::reach()),
+            "later" => return self.ask_later(),
+            "polled" => return if self.is_polled { Ok(0) } else { Err(Refusal::Busy) },
             "none" => Lie::None,
             "more" => Lie::More,
             "status" => Lie::Status,

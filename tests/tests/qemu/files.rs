@@ -642,6 +642,23 @@ fn blocks_go_into_the_requests_of_their_filesystem_and_nowhere_else() {
     }
 }
 
+/// A filesystem that asks for a block and returns from its upcall is polled when the block is
+/// there, also if the kernel had it.
+#[test]
+fn a_filesystem_that_does_not_wait_is_told_of_its_blocks() {
+    let directory = TempDir::new().unwrap();
+    let image = fat(directory.path(), 8 << 10, 16);
+    let mut machine = with_image("", image.path().unwrap());
+    machine.contents.exec = None;
+    let mut running = machine.start(system()).unwrap();
+    for line in ["lsblk", "insmod rogue-fs", "tell rogue-fs later"] {
+        assert_eq!(running.command(line).unwrap(), None, "{line}");
+    }
+    // Each command takes a few of the kernel's turns.
+    let is_told = (0..100).any(|_| running.command("tell rogue-fs polled").unwrap().is_none());
+    assert!(is_told);
+}
+
 /// Nobody waits for a file to be closed: its driver does that in the upcall for the next request.
 #[test]
 fn a_file_is_closed_with_the_next_request() {

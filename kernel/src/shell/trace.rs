@@ -302,7 +302,7 @@ pub fn print_some(trace: &Trace, kept: &Kept, mut events: Vec<Event>, is_shown: 
 /// Copies the events after the first `before`, as far as they were kept; `None` if there is no
 /// memory for them.
 pub fn copied(kept: &Kept, before: u64) -> Option<Vec<Event>> {
-    let count = (kept.record.count() - before.max(kept.record.lost())) as usize;
+    let count = kept.record.count().saturating_sub(before.max(kept.record.lost())) as usize;
     let mut events = Vec::new();
     if !memory::has_room(count * size_of::<Event>()) || events.try_reserve_exact(count).is_err() {
         return None;

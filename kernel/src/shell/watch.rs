@@ -131,7 +131,7 @@ fn show(trace: &Trace, shown: &mut u64) {
         println!("{:>10}  {lost} events were not kept", "");
     }
     let events = copied(&kept, *shown);
-    let count = kept.record.count() - core::mem::replace(shown, kept.record.count());
+    let count = kept.record.count().saturating_sub(core::mem::replace(shown, kept.record.count()));
     let Some(events) = events else {
         println!("{:>10}  {count} events: there is no memory to show them", "");
         return;

@@ -269,7 +269,8 @@ pub async fn insmod(mut arguments: Arguments<'_>) -> Outcome {
         kind = module::file(name).is_ok().then_some(DomainKind::Paged);
     }
     let file = file_of(name, kind).await?;
-    let name = &*file.name;
+    // A person need not know of which build an error is.
+    let name = if name.contains('/') { &*file.name } else { name };
     let is_segmented = kind_of(&file.bytes) == DomainKind::Segmented;
     if is_segmented && stops {
         return Err(NOT_DEBUGGED.into());

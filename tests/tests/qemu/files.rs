@@ -3,9 +3,7 @@
 use ringfence::images::{Fat, partitioned, tool_well};
 use ringfence::machine::{End, Machine};
 use ringfence_tests::filesystem::{assert_as_after_a_power_cut, assert_clean, ext, fat};
-use ringfence_tests::{
-    assert_fault, assert_intact, assert_says, boot, boot_badly, boot_well, file_of, machine, system,
-};
+use ringfence_tests::{assert_fault, assert_intact, assert_says, boot, boot_badly, boot_well, machine, system};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -369,7 +367,7 @@ fn has_partitions(label: &str, line: &str) {
     for reason in [
         "disk0 is in use by fat",
         "disk0 has the filesystem of fat already",
-        &format!("{}: init: refused: busy", file_of("fat")),
+        "fat: init: refused: busy",
         "disk0p1 has only 16384 blocks",
         "there is no disk 'disk0p3'; 'lsblk' lists them",
     ] {

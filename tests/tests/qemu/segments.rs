@@ -15,7 +15,7 @@ use ringfence_tests::attacks::{self, assert_all, carry_out, segment};
 use ringfence_tests::filesystem;
 use ringfence_tests::gdb::Gdb;
 use ringfence_tests::{
-    Ran, assert_intact, assert_says, at_prompt, bare, boot, boot_well, leave, machine, run_well, runner, system,
+    Ran, assert_intact, assert_says, at_prompt, bare, boot, boot_well, leave, machine, paged, run_well, runner, system,
 };
 use std::mem::offset_of;
 use std::process::Command;
@@ -130,7 +130,7 @@ fn policy_manifest_and_person_choose_the_kind() {
     }
     assert_says(&text, "domains are segmented, unless a module or a person prefers others");
     // Without a policy, a module's preference is enough.
-    let mut machine = bare("insmod template; insmod null; lsmod");
+    let mut machine = paged(bare("insmod template; insmod null; lsmod"));
     machine.contents.modules.extend(["template", "template.32"].map(|name| preferring(name, PREFERS_SEGMENTED)));
     let text = boot_well(&machine);
     assert_eq!(text.drivers("template")[0].kind, "segmented");
@@ -143,10 +143,10 @@ fn both_kinds_are_measured_in_one_run() {
     if !are_built() {
         return;
     }
-    let mut machine = machine(
+    let mut machine = paged(machine(
         "bench nic/tx --batch 32; bench scsi/read4k/depth1; bench nic/tx --batch 8 --kind segmented; \
          bench nic/tx --batch 8 --ring 0; lsmod; fails bench nic/tx --kind segmented --ring 0",
-    );
+    ));
     machine.scratch = true;
     let text = boot_well(&machine);
     let rows = text.rows().into_iter().map(|row| (&*row.name, row.batch.unwrap_or(0), row.ring, row.kind.as_deref()));
@@ -170,8 +170,8 @@ fn both_kinds_are_measured_in_one_run() {
     // A filesystem and its disk are measured in both kinds, and are of their own afterwards.
     let directory = tempfile::tempdir().unwrap();
     let image = filesystem::fat(directory.path(), 8 << 10, 16);
-    let mut files =
-        ringfence_tests::machine("mount disk0 /fat; bench fs/fat/names; lsmod; umount /fat; fails bench fs");
+    let script = "mount disk0 /fat; bench fs/fat/names; lsmod; umount /fat; fails bench fs";
+    let mut files = paged(ringfence_tests::machine(script));
     files.disks = vec![std::path::PathBuf::from(image.path().unwrap()).into()];
     let text = boot_well(&files);
     let rows: Vec<_> = text.rows().into_iter().map(|row| (&*row.name, row.ring, row.kind.as_deref())).collect();
@@ -361,7 +361,7 @@ fn ring_0_gets_the_paged_build() {
     let mut machine = ringfence_tests::machine("fails ring e1000 0; lsmod; policy");
     machine.contents.etc_files.push(("policy.toml".into(), policy));
     let text = boot_well(&machine);
-    assert_says(&text, "e1000 stays in ring 1: it is not signed");
+    assert_says(&text, "e1000 stays in ring 1: it is not signed (that is its paged build, which would run there)");
     assert_eq!(kinds(&text, "e1000"), ["segmented"]);
 }
 
@@ -409,6 +409,9 @@ fn what_knows_paged_drivers_only_makes_them_paged() {
     let mut gdb = Gdb::start(&running, Some("e1000"));
     let set = gdb.run("break rf_e1000::E1000::transmit");
     assert!(set.contains("Breakpoint 1 at 0x80004"), "{set}");
+    // gdb complains of a library of 32-bit code.
+    let libraries = gdb.run("info sharedlibrary");
+    assert!(libraries.contains("e1000") && !libraries.contains("template"), "{libraries}");
     gdb.give("continue");
     running.type_line("ping 10.0.2.2 -c 1 &").unwrap();
     let stopped = gdb.wait();

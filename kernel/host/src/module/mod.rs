@@ -93,6 +93,9 @@ pub fn paged_build(domain: &Domain) -> Result<File, String> {
     paged.map_err(|error| format!("{} is segmented, and has no paged build: {error}", domain.name))
 }
 
+/// What follows a reason why a segmented driver's paged build may not run in ring 0.
+const OF_PAGED: &str = " (that is its paged build, which would run there)";
+
 /// Decides whether a driver may run in ring 0. If it is segmented, that is decided about its paged
 /// build, which would take its place. The error is the reason why not.
 pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
@@ -108,6 +111,7 @@ pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
         return Err(why);
     }
     evidence::decide(&paged, &operations_noun(&domain.manifest), force)
+        .map_err(|why| if why.starts_with("it") { why + OF_PAGED } else { why })
 }
 
 /// Forgets the faults of a driver's module, of both builds.
@@ -398,7 +402,7 @@ pub async fn autoload(first: &[&str]) {
         if !can_be_had || which.state() != State::Free {
             continue;
         }
-        let Some((_, file)) = files.iter().find(|(manifest, _)| which.is_driven_by(manifest)) else {
+        let Some((manifest, file)) = files.iter().find(|(manifest, _)| which.is_driven_by(manifest)) else {
             if let Some((function, what)) = which.function().and_then(|function| Some((function, kind_of(function)?))) {
                 let id = function.id;
                 log::info!("{}: no module drives {what} ({:04x}:{:04x})", function.address, id.vendor, id.device);
@@ -410,7 +414,7 @@ pub async fn autoload(first: &[&str]) {
             // Not an error: no bus reports such a device. For example, only the driver can find out
             // that a channel has no disk.
             Err(LoadError::Init(UpcallError::Refused(Refusal::NotFound), _)) if which.function().is_none() => {}
-            Err(error) => log::error!("{} for {which}: {error}", console::printable(&file.name)),
+            Err(error) => log::error!("{} for {which}: {error}", console::printable(manifest.name())),
         }
     }
 }

@@ -275,6 +275,8 @@ async fn serve(number: u64) {
             Err(why) => drivers.warnings.push(why + "\n"),
         }
     }
+    // gdb drops an interrupt that comes while it asks for libraries again.
+    debug::forget_new();
     let Ok(stub) = GdbStubBuilder::new(output()).packet_buffer_size(PACKET_BYTES).build() else { return };
     let Ok(mut machine) = stub.run_state_machine(&mut drivers) else { return };
     let mut is_running = false;

@@ -410,11 +410,15 @@ impl HwWatchpoint for Drivers {
 }
 
 impl Libraries for Drivers {
-    /// Each driver is a library: the runner has a file of that name with its symbols.
+    /// Each paged driver is a library: the runner has a file of that name with its symbols. gdb
+    /// takes no symbols of 32-bit code.
     fn get_libraries(&self, offset: u64, len: usize, room: &mut [u8]) -> TargetResult<usize, Self> {
         let mut list = String::from("<library-list version=\"1.0\">");
         for handle in registry::in_slots() {
             let domain = handle.lock();
+            if domain.is_segmented() {
+                continue;
+            }
             let (name, build, start) = (&domain.file.name, domain.file.build, domain.base() + IMAGE);
             list += &format!("<library name=\"{name}#{build}\"><segment address=\"{start:#x}\"/></library>");
         }

@@ -527,6 +527,13 @@ fn note(session: &mut Session, stop: Stop) {
     ON_STOP.wake();
 }
 
+/// Forgets the new drivers that the debugger was not told of: it has yet to ask for all of them.
+pub fn forget_new() {
+    if let Some(session) = SESSION.lock().as_mut() {
+        session.stops.retain(|stop| stop.why != Why::New);
+    }
+}
+
 /// Waits for a driver that stands, or is new. For one task only.
 pub async fn next_stop() -> Stop {
     poll_fn(|context| {

@@ -18,7 +18,8 @@ run: setup
 build: setup
 	cargo build --bin ringfence
 	@target=$$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'); \
-	"$$target/debug/ringfence" build & nice cargo test --no-run $(FEATURES) && nice $(TEST_DRIVERS) --lib --no-run && wait $$!
+	"$$target/debug/ringfence" build & built=$$!; \
+	nice cargo test --no-run $(FEATURES) && nice $(TEST_DRIVERS) --lib --no-run; tests=$$?; wait $$built && exit $$tests
 
 test: build
 	@echo "test: $$($${RINGFENCE_QEMU:-qemu-system-x86_64} --version | head -n 1)"
@@ -36,8 +37,7 @@ test-all: test
 		block:: boot:: devices:: hotplug:: network:: repeat:: reset:: restart:: scsi::
 	@echo "test: drivers in segmented domains, if the compiler has their target"
 	! [ -d "$$(boot/setup.sh --print-sysroot)/lib/rustlib/i586-unknown-linux-gnu/lib" ] || \
-		RINGFENCE_KIND=segmented RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu $(FEATURES) -- \
-		block:: devices:: files:: network:: restart:: scsi::
+		RINGFENCE_KIND=segmented RUST_TEST_THREADS=$$(($$(nproc) + 1)) cargo test --test qemu $(FEATURES)
 
 setup:
 	@boot/setup.sh

@@ -57,21 +57,31 @@ pub fn machine(commands: &str) -> Machine {
     if let Ok(board) = std::env::var("RINGFENCE_MACHINE") {
         machine.use_board(&board);
     }
-    machine.contents.kind = kind();
+    machine.contents.kind = chosen_kind();
     machine.contents.exec = Some(commands.to_string());
     machine
 }
 
 /// Returns the kind of domain of the drivers, if the environment's `RINGFENCE_KIND` names one.
-fn kind() -> Option<DomainKind> {
+fn chosen_kind() -> Option<DomainKind> {
     let kind = std::env::var("RINGFENCE_KIND").ok()?;
     Some(DomainKind::named(&kind).expect("RINGFENCE_KIND names a kind of domain"))
 }
 
-/// Returns the name of the file from which a driver is loaded: the module's, or that of its build
-/// for the kind of domain in `RINGFENCE_KIND`.
+/// Returns the machine with paged domains, for what they alone have.
+pub fn paged(mut machine: Machine) -> Machine {
+    machine.contents.kind = Some(DomainKind::Paged);
+    machine
+}
+
+/// Returns the kind of domain of the drivers of [`machine`].
+pub fn usual_kind() -> DomainKind {
+    chosen_kind().unwrap_or_default()
+}
+
+/// Returns the name of the file from which a driver of [`machine`] is loaded.
 pub fn file_of(module: &str) -> String {
-    format!("{module}{}", kind().unwrap_or_default().suffix())
+    format!("{module}{}", usual_kind().suffix())
 }
 
 /// Changes the machine's mainboard to one without an IOMMU, so that nothing fences its devices.

@@ -14,7 +14,7 @@ pub mod page;
 pub mod rogue;
 pub mod segment;
 
-use crate::{HEALTH, TIME_LIMIT, assert_memory_is_unharmed, assert_template_answers, boot, machine};
+use crate::{HEALTH, TIME_LIMIT, assert_memory_is_unharmed, assert_template_answers, boot, machine, usual_kind};
 use ringfence::machine::End;
 use ringfence_abi::manifest::DomainKind;
 use std::collections::BTreeMap;
@@ -192,10 +192,10 @@ fn has(text: &str, pattern: &str) -> bool {
 /// Returns the attacks with extreme service arguments, and with devices that interrupt for ever.
 fn calls() -> Vec<Attack> {
     [
-        lies::extremes(DomainKind::Paged),
+        lies::extremes(usual_kind()),
         lies::random(),
         lies::random_panics(),
-        lies::bad_pointers(DomainKind::Paged),
+        lies::bad_pointers(usual_kind()),
         lies::endless_interrupts(),
         vec![lies::endless_poll()],
     ]
@@ -215,7 +215,7 @@ fn others() -> Vec<Attack> {
         lies::refused(),
         lies::nic_faults(),
         lies::sleeps(),
-        lies::reaches(DomainKind::Paged),
+        lies::reaches(usual_kind()),
         lies::watched(),
         lies::ports(),
         lies::scsi_answers(),

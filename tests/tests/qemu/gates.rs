@@ -1,12 +1,11 @@
 //! Services with arguments that no driver would pass, and devices that interrupt for ever.
 
-use ringfence_abi::manifest::DomainKind;
 use ringfence_tests::attacks::{assert_all, lies};
-use ringfence_tests::{TIME_LIMIT, assert_says, at_prompt, bare, boot_well, machine, run_well, times};
+use ringfence_tests::{TIME_LIMIT, assert_says, at_prompt, bare, boot_well, machine, run_well, times, usual_kind};
 
 #[test]
 fn every_argument_at_every_extreme() {
-    assert_all(&lies::extremes(DomainKind::Paged));
+    assert_all(&lies::extremes(usual_kind()));
 }
 
 #[test]
@@ -43,7 +42,7 @@ fn random_calls_of_rf_panic() {
 
 #[test]
 fn pointers_to_what_is_not_its_own_end_the_driver() {
-    assert_all(&lies::bad_pointers(DomainKind::Paged));
+    assert_all(&lies::bad_pointers(usual_kind()));
 }
 
 /// A masked device does not stop the others. A device whose driver wrongly says that it is quiet
@@ -78,6 +77,6 @@ fn a_line_that_stays_raised_is_named() {
     machine.contents.autoload = false;
     let mut running = at_prompt(machine);
     run_well(&mut running, "insmod rogue-nic");
-    run_well(&mut running, "tell rogue-nic interrupt-storm");
+    running.type_line("tell rogue-nic interrupt-storm").unwrap();
     running.wait_for(STAYS_RAISED).unwrap();
 }

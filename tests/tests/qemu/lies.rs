@@ -1,10 +1,10 @@
 //! Drivers that lie about their queues or ask for memory and registers of others. They are refused
 //! or ended, with the exact reason.
 
-use ringfence_abi::manifest::DomainKind;
 use ringfence_tests::attacks::{assert_all, lies};
 use ringfence_tests::{
     HEALTH, assert_fault, assert_intact, assert_says, assert_unharmed, bare, boot_badly, boot_well, machine, unfenced,
+    usual_kind,
 };
 
 #[test]
@@ -14,7 +14,7 @@ fn what_is_not_its_own_is_refused() {
 
 #[test]
 fn nothing_but_what_it_was_given() {
-    assert_all(&[lies::reaches(DomainKind::Paged), lies::ports(), lies::watched()].concat());
+    assert_all(&[lies::reaches(usual_kind()), lies::ports(), lies::watched()].concat());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::browser::Browser;
 use crate::network::free_port;
 use ringfence::machine::{Http, Machine, Running};
-use ringfence_tests::{assert_says, boot_badly, leave, machine, run_well, system, wait_for_address};
+use ringfence_tests::{assert_says, boot_badly, leave, machine, run_well, system, usual_kind, wait_for_address};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -114,9 +114,9 @@ fn metrics_are_in_prometheus_format_and_the_state_is_json() {
             }
         }
     }
-    let frames = text.lines().find_map(|line| {
-        line.strip_prefix("ringfence_driver_operations_total{driver=\"e1000\",kind=\"nic\",domain_kind=\"paged\"} ")
-    });
+    let kind = usual_kind();
+    let name = format!("ringfence_driver_operations_total{{driver=\"e1000\",kind=\"nic\",domain_kind=\"{kind}\"}} ");
+    let frames = text.lines().find_map(|line| line.strip_prefix(&*name));
     assert!(frames.unwrap().parse::<f64>().unwrap() >= 6.0, "{text}");
     let state = state(port);
     assert_eq!(state["domains"][0]["name"], "e1000");

@@ -8,7 +8,7 @@ use ringfence_abi::layout::{IMAGE, slot_base};
 use ringfence_core::tcg;
 use ringfence_tests::attacks::rogue::{BOCHS, SINCE_9_1};
 use ringfence_tests::attacks::{Attack, Expected, assert_all, carry_out, lies, rogue};
-use ringfence_tests::{assert_fault, assert_says, at_prompt, bare, boot, leave, run_well};
+use ringfence_tests::{assert_fault, assert_says, at_prompt, bare, boot, file_of, leave, run_well};
 use std::collections::BTreeSet;
 
 #[test]
@@ -109,7 +109,7 @@ fn the_same_attacks_fail_under_bochs() {
 /// driver's place. This test will fail when a QEMU no longer behaves like this.
 #[test]
 fn what_qemu_would_take_for_ring_0_is_not_loaded() {
-    let script = "insmod rogue-ss; insmod null; trial null 1000:8ed0 0 1 help | help | help; limits ss-loads 10; limits seg-loads 10; \
+    let script = "insmod rogue-ss; insmod null --kind paged; trial null 1000:8ed0 0 1 help | help | help; limits ss-loads 10; limits seg-loads 10; \
                   limits lock-bts 10; insmod rogue-ss; tell rogue-ss null-ss";
     let text = boot(&bare(script));
     assert_says(&text, "refused: it could load SS, which QEMU's TCG takes for ring 0 (limits ss-loads lets it in)");
@@ -179,7 +179,7 @@ fn what_qemu_would_take_for_a_segment_register_is_not_loaded() {
         let refusal = "refused: it could load what is no segment register, which QEMU 10.0 does (limits seg-loads lets it in)\n    at rf_upcall+0x0 ";
         assert_eq!(text.contains(refusal), is_loaded, "{code}: {text}");
     }
-    let script = format!("{LET_IN}; insmod rogue-ss; tell rogue-ss load-none 6; insmod template");
+    let script = format!("{LET_IN}; insmod rogue-ss; tell rogue-ss load-none 6; insmod template --kind paged");
     let text = boot(&bare(&script));
     if is_loaded {
         assert_fault(&text, "template", "#GP general protection on entry 1 of the LDT, in init");
@@ -341,7 +341,8 @@ fn ring_0_executes_nothing_of_a_driver_in_ring_1() {
     assert_eq!(run.end(), End::Panic);
     // A fetch (bit 4) from a present page (bit 0).
     assert_says(&run.to_string(), &format!("kernel panic: #PF page fault, error code 0x11, at {entry:#x}"));
-    assert_says(&run.to_string(), "    the kernel does not execute what is a driver's (template+0x");
+    let file = file_of("template");
+    assert_says(&run.to_string(), &format!("    the kernel does not execute what is a driver's ({file}+0x"));
     let text = ringfence_tests::boot_well(&bare(&format!("insmod template --ring 0; panic {entry:#x}")));
     assert_says(&text, &format!("what is at {entry:#x} returned"));
     let run = boot(&bare(&format!("insmod template --ring 0; ring template 1; panic {entry:#x}")));

@@ -3,7 +3,7 @@
 
 use crate::changed::*;
 use object::{Object, ObjectSymbol};
-use ringfence_tests::{assert_says, at_prompt, boot_badly, boot_well, leave, machine, run_well, system};
+use ringfence_tests::{assert_says, at_prompt, boot_badly, boot_well, leave, machine, paged, run_well, system};
 
 /// If the good driver does not come back after a trial, the kernel tries it again, and never the
 /// changed driver.
@@ -41,7 +41,7 @@ fn an_interface_whose_ethernet_address_changed_is_announced() {
     let script = format!(
         "ip; trial e1000 {at:x}:909090 {at} 1 ip, ping 10.0.2.2 -c 1 -W 5000 | help help | ping 10.0.2.2 -c 1 -W 5000; ip"
     );
-    let text = boot_well(&machine(&script));
+    let text = boot_well(&paged(machine(&script)));
     let [trial] = text.trials()[..] else { panic!("{text}") };
     assert_eq!((trial.activated, &*trial.kind, &*trial.why, &trial.not_restored), (true, "fine", "", &None));
     assert_says(&text, "52-54-00-12-34-56");

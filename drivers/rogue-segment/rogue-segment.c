@@ -108,6 +108,7 @@ static int is_called(const char *text, uint32_t len, const char *name, uint32_t 
     X("jump-to-a-gate-of-16-bits", "ljmpw $0x35, $0")                                                                 \
     X("popa-over-the-end", "mov $0xfffffffe, %%esp; popa")                                                            \
     X("enter-over-the-end", "mov $2, %%esp; enter $8, $0")                                                            \
+    X("leave-with-flags", "pushf; orl %%eax, (%%esp); popf")                                                          \
     X("spin", "1: jmp 1b")
 
 /* Enters a gate with the stack pointer at `esp`: the CPU uses its own stack for the call. */

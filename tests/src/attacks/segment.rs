@@ -112,8 +112,17 @@ pub const BOCHS: &[(&str, &str, &str)] =
 const NO_SUCH_MODE: &str = "a CPU has no virtual-8086 mode in long mode, and loads CS";
 
 /// The gate is called with a stack pointer that leads nowhere, as the CPU takes another stack for
-/// it; and with a prefix for 16-bit operands, as the gate alone decides the size of a call.
-const ANSWERS: [&str; 3] = ["gate-at 0", "gate-at deadbeef", "16-bit-call-of-a-gate"];
+/// it; and with a prefix for 16-bit operands, as the gate alone decides the size of a call. Then
+/// upcalls end with flags that the kernel must not go on with: DF, NT, and all but TF that POPF
+/// sets.
+const ANSWERS: [&str; 6] = [
+    "gate-at 0",
+    "gate-at deadbeef",
+    "16-bit-call-of-a-gate",
+    "leave-with-flags 400",
+    "leave-with-flags 4000",
+    "leave-with-flags 244cd5",
+];
 
 /// Returns the attacks, with the outcomes under Bochs.
 pub fn under_bochs() -> Vec<Attack> {

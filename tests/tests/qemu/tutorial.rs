@@ -6,7 +6,7 @@ use ringfence::machine::{Running, Said};
 use ringfence::project;
 use ringfence_link::event::Event;
 use ringfence_tests::gdb::Gdb;
-use ringfence_tests::{TIME_LIMIT, at_prompt, leave, machine};
+use ringfence_tests::{TIME_LIMIT, at_prompt, leave, machine, paged};
 use std::process::Command;
 use std::time::Instant;
 
@@ -81,7 +81,7 @@ fn the_tutorial_is_as_it_is_written() {
             .iter()
             .fold(text.to_string(), |text, name| text.replace(&format!("../{name}"), &format!("{own}{name}")))
     };
-    let mut machine_of_the_first = machine("");
+    let mut machine_of_the_first = paged(machine(""));
     machine_of_the_first.nic = "rtl8139".to_string();
     assert!(document.contains("$ cargo run -q -- --nic rtl8139\n"), "the machine that is booted");
     let mut running = at_prompt(machine_of_the_first);
@@ -115,7 +115,7 @@ fn the_tutorial_is_as_it_is_written() {
             made = format!("{first}\n{made}");
         } else if text.contains(PROMPT) {
             if first == "$ cargo run -q -- --disk ../files.img" {
-                let mut machine = machine("");
+                let mut machine = paged(machine(""));
                 machine.disks = vec![folder.path().join("files.img").into()];
                 leave(std::mem::replace(&mut running, at_prompt(machine)));
             }

@@ -108,29 +108,27 @@ pub(crate) fn set_user(shim: u64, entry: u64, granted: Imports) {
     }
 }
 
-/// Runs `then` with SYSCALL and SYSRET switched on, and with interrupts off. SMAP is off, as
-/// `enter_trusted` pushes to the driver's stack.
+/// Runs `then` with SYSCALL and SYSRET switched on. SMAP is off, as `enter_trusted` pushes to the
+/// driver's stack. Interrupts are off while the driver runs: SYSRET and SFMASK see to that.
 pub fn with_syscall<R>(then: impl FnOnce() -> R) -> R {
-    x86_64::instructions::interrupts::without_interrupts(|| {
-        let cr4 = Cr4::read();
-        let masked = RFlags::INTERRUPT_FLAG | RFlags::TRAP_FLAG | RFlags::DIRECTION_FLAG;
-        SFMask::write(masked | RFlags::ALIGNMENT_CHECK | RFlags::NESTED_TASK);
-        LStar::write(VirtAddr::new_truncate(bench_syscall as *const () as u64));
-        // SAFETY: SYSCALL leads to `bench_syscall` with the kernel's segments. That code is mapped
-        // in the kernel's root, whose driver is the one of `set_user`. In the root of a paged
-        // domain it is not, so that SYSCALL there ends the driver. Compatibility mode has no
-        // SYSCALL on Intel's CPUs, and on AMD's it leads to address 0, where nothing is mapped.
-        unsafe {
-            Star::write_raw(SYSRET_BASE, descriptor::KERNEL_CODE);
-            Cr4::write(cr4 - Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION);
-            Efer::update(|efer| efer.insert(EferFlags::SYSTEM_CALL_EXTENSIONS));
-        }
-        let result = then();
-        // SAFETY: these are the values from before.
-        unsafe {
-            Efer::update(|efer| efer.remove(EferFlags::SYSTEM_CALL_EXTENSIONS));
-            Cr4::write(cr4);
-        }
-        result
-    })
+    let cr4 = Cr4::read();
+    let masked = RFlags::INTERRUPT_FLAG | RFlags::TRAP_FLAG | RFlags::DIRECTION_FLAG;
+    SFMask::write(masked | RFlags::ALIGNMENT_CHECK | RFlags::NESTED_TASK);
+    LStar::write(VirtAddr::new_truncate(bench_syscall as *const () as u64));
+    // SAFETY: SYSCALL leads to `bench_syscall` with the kernel's segments. That code is mapped in
+    // the kernel's root, whose driver is the one of `set_user`. In the root of a paged domain it is
+    // not, so that SYSCALL there ends the driver. Compatibility mode has no SYSCALL on Intel's
+    // CPUs, and on AMD's it leads to address 0, where nothing is mapped.
+    unsafe {
+        Star::write_raw(SYSRET_BASE, descriptor::KERNEL_CODE);
+        Cr4::write(cr4 - Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION);
+        Efer::update(|efer| efer.insert(EferFlags::SYSTEM_CALL_EXTENSIONS));
+    }
+    let result = then();
+    // SAFETY: these are the values from before.
+    unsafe {
+        Efer::update(|efer| efer.remove(EferFlags::SYSTEM_CALL_EXTENSIONS));
+        Cr4::write(cr4);
+    }
+    result
 }

@@ -169,13 +169,11 @@ gate32_enter:
     push r15
 .endm
 
-/* Begins an upcall: saves state for `leave_upcall`, and sets the stack for services and traps. */
+/* Begins an upcall: saves state for `leave_upcall`, and sets the stack for services and traps. Interrupts are on. */
 .macro BEGIN_UPCALL
     PUSH_KEPT
-    pushfq
     push qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
-    sub rsp, 8                          /* 16-byte aligned: services run right below */
-    /* kernel stack, from RSP up:  padding | outer continuation | RFLAGS | R15-R12 | RBX | RBP | return address */
+    /* kernel stack, 16-byte aligned, from RSP up:  outer continuation | R15-R12 | RBX | RBP | return address */
     mov [rip + {cpu} + {cpu_upcall_rsp}], rsp
 .endm
 
@@ -357,10 +355,13 @@ abort_upcall:
     mov edx, 1
 leave_upcall:
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
-    add rsp, 8
-    /* kernel stack, from RSP up:  outer continuation | RFLAGS | R15-R12 | RBX | RBP | return address */
-    pop qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
-    popfq
+    /* kernel stack, from RSP up:  outer continuation | R15-R12 | RBX | RBP | return address */
+    pushfq
+    pop rcx
+    xor ecx, 0x200                      /* IF must be 1, and TF, DF, IOPL, NT, AC, VIF and VIP 0. Of a segmented or trusted */
+    test ecx, 0x1c7700                  /* driver they nearly always are, and a POPFQ takes longer than this look at them. */
+    jnz 2f
+1:  pop qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
 pop_kept:
     pop r15
     pop r14
@@ -369,6 +370,9 @@ pop_kept:
     pop rbx
     pop rbp
     ret
+2:  push 0x202
+    popfq
+    jmp 1b
 
 /* ---- traps: exceptions and interrupts, from the kernel or from a driver ------------------------------------------ */
 

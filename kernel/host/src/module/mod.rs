@@ -93,9 +93,6 @@ pub fn paged_build(domain: &Domain) -> Result<File, String> {
     paged.map_err(|error| format!("{} is segmented, and has no paged build: {error}", domain.name))
 }
 
-/// What follows a reason why a segmented driver's paged build may not run in ring 0.
-const OF_PAGED: &str = " (that is its paged build, which would run there)";
-
 /// Decides whether a driver may run in ring 0. If it is segmented, that is decided about its paged
 /// build, which would take its place. The error is the reason why not.
 pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
@@ -111,7 +108,7 @@ pub fn decide(domain: &mut Domain, force: bool) -> Result<Admitted, String> {
         return Err(why);
     }
     evidence::decide(&paged, &operations_noun(&domain.manifest), force)
-        .map_err(|why| if why.starts_with("it") { why + OF_PAGED } else { why })
+        .map_err(|why| format!("its paged build may not run in ring 0: {why}"))
 }
 
 /// Forgets the faults of a driver's module, of both builds.

@@ -61,7 +61,12 @@ static int is_called(const char *text, uint32_t len, const char *name, uint32_t 
     X("in", "inb $0x60, %%al")                                                                                        \
     X("out", "outb %%al, $0x64")                                                                                      \
     X("sysenter", "sysenter")                                                                                         \
-    X("syscall", ".byte 0x0f, 0x05")                                                                                  \
+    X("sysexit", "sysexit")                                                                                           \
+    X("sysret", ".byte 0x0f, 0x07")                                                                                   \
+    X("syscall", "xor %%edx, %%edx; .byte 0x0f, 0x05")                                                                \
+    X("syscall-with-stack", "mov %%eax, %%esp; mov $1, %%eax; xor %%edx, %%edx; .byte 0x0f, 0x05")                    \
+    X("syscall-with-flags", "pushf; orl %%eax, (%%esp); mov $1, %%eax; cltd; popf; .byte 0x0f, 0x05")                 \
+    X("return-gate-with-flags", "pushf; orl %%eax, (%%esp); mov $1, %%eax; cltd; popf; lcall $0x25, $0")              \
     X("int-3", "int3")                                                                                                \
     X("int-80", "int $0x80")                                                                                          \
     X("ud2", "ud2")                                                                                                   \
@@ -182,6 +187,10 @@ int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
         virtual_8086_data();
     if (is_called(text, len, "virtual-8086-slowly", &number))
         virtual_8086_slowly();
+    if (is_called(text, len, "flags", &number)) {
+        __asm__ volatile("pushf; pop %0" : "=r"(number));
+        return number & ~0x8d5u; /* but for CF, PF, AF, ZF, SF and OF */
+    }
     if (is_called(text, len, "log-from", &number))
         return rf_log_words(RF_LOG_INFO, number, 16);
     if (is_called(text, len, "log-from-above", &number))

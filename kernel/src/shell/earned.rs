@@ -19,6 +19,7 @@ use host::domain::{Ring, registry};
 use host::module::confinement;
 use host::{evidence, module, promote as moving};
 use hw::arch::confinement::CHECKS;
+use hw::arch::syscall;
 use hw::println;
 use ringfence_abi::fs::FsError;
 use ringfence_core::arguments::Arguments;
@@ -110,7 +111,11 @@ pub async fn ring(mut arguments: Arguments<'_>) -> Outcome {
 pub fn show_policy() {
     evidence::policy_in_words().iter().for_each(|line| println!("{line}"));
     match confinement::check() {
-        Ok(()) => println!("segments  32-bit code stays below 4 GiB, by {} checks at boot", CHECKS.len()),
+        Ok(()) => {
+            println!("segments  32-bit code stays below 4 GiB, by {} checks at boot", CHECKS.len());
+            let end = if syscall::ends_upcalls() { "by SYSCALL" } else { "at a gate: this CPU has no SYSCALL there" };
+            println!("          its upcalls end {end}");
+        }
         Err(why) => println!("segments  refused: {why}"),
     }
     if moving::is_automatic() {

@@ -69,8 +69,11 @@ pub fn page() -> String {
         };
         page += &format!("| `{}` | {report} |\n", attack.tell);
     }
-    for (tell, fault, why) in segment::BOCHS {
-        page += &format!("| `{tell}`, under Bochs | {fault}: {why} |\n");
+    for (tell, fault) in segment::WITHOUT_VIRTUAL_8086 {
+        page += &format!("| `{tell}`, under Bochs, which does as a CPU does | {fault} |\n");
+    }
+    for (tell, fault) in segment::WITHOUT_SYSCALL {
+        page += &format!("| `{tell}`, on a CPU of Intel's, and under Bochs | {fault} |\n");
     }
     page += "\n## `sandbox::what_does_no_harm_is_allowed`\n\n| what | answer | why |\n|---|---|---|\n";
     for (verb, answer, why) in HARMLESS {

@@ -662,6 +662,62 @@ fn every_attack_of_32_bit_code_ends_its_driver_with_the_exact_fault() {
     .assert(&attacks);
 }
 
+/// On a CPU of Intel's, 32-bit code has no SYSCALL: upcalls end at the return gate, and SYSCALL is
+/// a fault.
+#[test]
+fn where_32_bit_code_has_no_syscall_upcalls_end_at_a_gate() {
+    if !are_built() {
+        return;
+    }
+    let attacks: Vec<_> = segment::differing(segment::WITHOUT_SYSCALL).into_iter().map(by_this_qemu).collect();
+    carry_out(&attacks, |script| {
+        let mut machine = bare(&format!("policy; insmod null.32; {script}"));
+        machine.cpu = Some("max,vendor=GenuineIntel".into());
+        let run = boot(&machine);
+        assert_says(&run, "its upcalls end at a gate: this CPU has no SYSCALL there");
+        run.console().to_vec()
+    })
+    .assert(&attacks);
+    assert_says(&boot_well(&bare("policy")), "its upcalls end by SYSCALL");
+}
+
+/// The flags that an upcall leaves are not there when the next one begins: ID, which POPF sets in
+/// any ring, or all of them.
+#[test]
+fn no_upcall_finds_the_flags_of_another() {
+    if !are_built() {
+        return;
+    }
+    for cpu in ["max", "max,vendor=GenuineIntel"] {
+        let leaves = ["leave-with-flags 200000", "return-gate-with-flags 200000", "return-gate-with-flags 244cd5"];
+        let tries = leaves.map(|leave| format!("tell rogue-segment {leave}; tell rogue-segment flags")).join("; ");
+        let mut machine = bare(&format!("insmod rogue-segment; {tries}"));
+        machine.cpu = Some(cpu.into());
+        let text = boot_well(&machine);
+        // IF, and the bit that is always 1.
+        assert_eq!(text.matches("rogue-segment: 514 (0x202)").count(), leaves.len(), "{text}");
+    }
+}
+
+/// **SYSCALL is there for segmented drivers only.** One has run right before, and its root was
+/// loaded last: a paged driver and a trusted one get #UD from SYSCALL.
+#[test]
+fn syscall_is_for_segmented_drivers_only() {
+    if !are_built() {
+        return;
+    }
+    let tries = [
+        "insmod rogue; tell template x; fails tell rogue syscall",
+        "insmod rogue --ring 0; tell template x; fails tell rogue syscall",
+    ];
+    for tried in tries {
+        let text = boot_well(&bare(&format!("insmod template.32; {tried}; tell template x")));
+        let faults: Vec<&str> = text.faults("rogue").iter().map(|fault| &*fault.headline).collect();
+        assert_eq!(faults, ["rogue: #UD invalid opcode, in command"], "{text}");
+        assert_eq!(text.matches("template: 1 (0x1)").count(), 2, "{text}");
+    }
+}
+
 /// Drivers that lie about their queues, pass arguments that no good driver would, reach over the
 /// ends of their own, or order their devices to do so: the other kind of domain ends them in the
 /// same way.
@@ -695,7 +751,8 @@ fn the_same_attacks_of_32_bit_code_fail_under_bochs() {
     if !are_built() {
         return;
     }
-    let attacks: Vec<_> = segment::under_bochs();
+    let differ = [segment::WITHOUT_VIRTUAL_8086, segment::WITHOUT_SYSCALL].concat();
+    let attacks = segment::differing(&differ);
     carry_out(&attacks, |script| under_bochs(&format!("insmod null.32; limits command-ms 300; {script}")))
         .assert(&attacks);
 }

@@ -2,8 +2,9 @@
 //! a crossing. They exist only behind a feature, as they weaken the protection from drivers. **A
 //! kernel without the feature `bench` has none of this.**
 
-use super::cpu::{CPU, Cpu};
+use super::cpu::{self, CPU, Cpu};
 use super::entry_area;
+use super::syscall;
 use core::arch::global_asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -108,9 +109,11 @@ pub(crate) fn set_user(shim: u64, entry: u64, granted: Imports) {
     }
 }
 
-/// Runs `then` with SYSCALL and SYSRET switched on. SMAP is off, as `enter_trusted` pushes to the
+/// Runs `then` with SYSCALL and SYSRET for ring 3. SMAP is off, as `enter_trusted` pushes to the
 /// driver's stack. Interrupts are off while the driver runs: SYSRET and SFMASK see to that.
 pub fn with_syscall<R>(then: impl FnOnce() -> R) -> R {
+    // SYSCALL is off in the kernel's root, and stays as it is set here.
+    cpu::load_kernel_root();
     let cr4 = Cr4::read();
     let masked = RFlags::INTERRUPT_FLAG | RFlags::TRAP_FLAG | RFlags::DIRECTION_FLAG;
     SFMask::write(masked | RFlags::ALIGNMENT_CHECK | RFlags::NESTED_TASK);
@@ -118,7 +121,7 @@ pub fn with_syscall<R>(then: impl FnOnce() -> R) -> R {
     // SAFETY: SYSCALL leads to `bench_syscall` with the kernel's segments. That code is mapped in
     // the kernel's root, whose driver is the one of `set_user`. In the root of a paged domain it is
     // not, so that SYSCALL there ends the driver. Compatibility mode has no SYSCALL on Intel's
-    // CPUs, and on AMD's it leads to address 0, where nothing is mapped.
+    // CPUs, and no segmented driver runs meanwhile.
     unsafe {
         Star::write_raw(SYSRET_BASE, descriptor::KERNEL_CODE);
         Cr4::write(cr4 - Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION);
@@ -127,8 +130,9 @@ pub fn with_syscall<R>(then: impl FnOnce() -> R) -> R {
     let result = then();
     // SAFETY: these are the values from before.
     unsafe {
-        Efer::update(|efer| efer.remove(EferFlags::SYSTEM_CALL_EXTENSIONS));
+        Efer::write(cpu::EFER);
         Cr4::write(cr4);
     }
+    syscall::lead_to_end();
     result
 }

@@ -1,6 +1,6 @@
 //! Per-CPU state, in one struct, and the CPU's own settings.
 
-use super::msr;
+use super::{msr, syscall};
 use crate::memory::kernel_root;
 use core::cell::Cell;
 use core::sync::atomic::AtomicU32;
@@ -36,6 +36,8 @@ pub(crate) struct Cpu {
     /// behind the way in: a trap meanwhile belongs to the driver. The root says nothing, as the
     /// kernel goes on with a segmented domain's root in CR3.
     pub(crate) in_segment: Cell<u64>,
+    /// EFER while `root` is not 0: with SYSCALL, if upcalls end by it ([`super::syscall`]).
+    pub(crate) segment_efer: Cell<u64>,
     /// Timer ticks that the upcall under way may still use.
     pub(crate) ticks_left: AtomicU32,
 }
@@ -56,8 +58,15 @@ pub(crate) static CPU: Cpu = Cpu {
     root: Cell::new(0),
     lift: Cell::new(0),
     in_segment: Cell::new(0),
+    segment_efer: Cell::new(EFER.bits()),
     ticks_left: AtomicU32::new(0),
 };
+
+/// The number of EFER among the MSRs.
+pub(crate) const EFER_REGISTER: u32 = 0xc000_0080;
+/// EFER, but with the root of a segmented domain ([`Cpu::segment_efer`]).
+pub(crate) const EFER: EferFlags =
+    EferFlags::LONG_MODE_ENABLE.union(EferFlags::LONG_MODE_ACTIVE).union(EferFlags::NO_EXECUTE_ENABLE);
 
 /// Returns the state of the CPU that runs this.
 pub(crate) fn this() -> &'static Cpu {
@@ -73,6 +82,9 @@ pub(crate) fn load_kernel_root() {
         // SAFETY: both roots map the kernel in the same way.
         unsafe { Cr3::write(kernels, Cr3Flags::empty()) };
         this().root.set(0);
+        // SAFETY: nothing but the end of a segmented driver's upcall uses the features that this
+        // switches off.
+        unsafe { Efer::write(EFER) };
     }
 }
 
@@ -90,8 +102,8 @@ pub struct Protections {
 /// Sets every control register to the value that the design needs, and enables nothing beyond.
 ///
 /// No global pages (CR4.PGE): they would outlive a switch of roots. No SSE or x87 (CR0.EM, no
-/// CR4.OSFXSR): neither kernel nor drivers use them, so no state leaks. No SYSCALL or SYSENTER:
-/// they ignore privilege levels.
+/// CR4.OSFXSR): neither kernel nor drivers use them, so no state leaks. No SYSENTER, and SYSCALL
+/// only for segmented drivers ([`super::syscall`]): they ignore privilege levels.
 pub fn init() -> Protections {
     let leaf7 = core::arch::x86_64::__cpuid_count(7, 0);
     let protections =
@@ -102,7 +114,7 @@ pub fn init() -> Protections {
     cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, protections.umip);
     // SAFETY: paging stays as it is; nothing here uses the features that are switched off.
     unsafe {
-        Efer::write(EferFlags::LONG_MODE_ENABLE | EferFlags::LONG_MODE_ACTIVE | EferFlags::NO_EXECUTE_ENABLE);
+        Efer::write(EFER);
         Cr0::write(
             Cr0Flags::PROTECTED_MODE_ENABLE
                 | Cr0Flags::EMULATE_COPROCESSOR
@@ -113,6 +125,7 @@ pub fn init() -> Protections {
         Cr4::write(cr4);
     }
     msr::SYSENTER_CS.write(0);
+    syscall::init();
     protections
 }
 

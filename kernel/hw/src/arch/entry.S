@@ -6,13 +6,15 @@
        trap belongs to a paged domain or to the kernel. The root of a segmented domain maps the kernel, which goes on with
        it; there a word of the kernel's (`in_segment`) tells. CS tells nothing: QEMU enters virtual-8086 mode from
        32-bit code, with whatever CS the driver likes.
-     - A call gate clears no flags: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ.
+     - A call gate clears no flags: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ. SYSCALL clears
+       all but IF.
      - RSP points into the stacks' page of the loaded root. Each root maps a frame of its own at that address, so a value
        on the stack is out of reach after a write to CR3: values cross in registers.
    Driver arguments: RDI, RSI, RDX (System V). Free for this code: RAX, R9, R10, R11.
 
    Not taken:
-     - SYSCALL: it enters ring 0 from any ring, but SYSRET returns to ring 3 only, never to ring 1.
+     - SYSCALL for services: it has one entry for all of them, and SYSRET returns to ring 3 only. It ends the upcalls of
+       segmented drivers, where there is nothing to tell apart and nothing to return to (`syscall32_return`).
      - INT n: the CPU pushes and checks more than for a call gate. All domains share one IDT. It would have a vector for
        each service, or one vector and a number in a register, which a driver may forge. With call gates, a driver
        cannot call a gate that is not present in its own domain's LDT.
@@ -78,25 +80,54 @@ gate_enter:
 /* ---- gates of segmented drivers: the root stays ------------------------------------------------------------------ */
 
 /* Loads the root of a segmented domain, in `register`, unless the kernel goes on with it already. That is known without a
-   look at CR3, which takes a hundred ticks under QEMU. */
+   look at CR3, which takes a hundred ticks under QEMU. R9 is used. */
 .macro LOAD_ROOT register
     cmp [rip + {cpu} + {cpu_root}], \register
     je 1f
     mov cr3, \register
+    cmp qword ptr [rip + {cpu} + {cpu_root}], 0
     mov [rip + {cpu} + {cpu_root}], \register
+    jne 1f
+    mov r9d, [rip + {cpu} + {cpu_segment_efer}]
+    call set_efer                       /* with SYSCALL, if upcalls end by it */
 1:
 .endm
 
-/* Loads the kernel's root, unless the kernel goes on with it. RAX is used. A segmented domain's root does not map other
-   slots. */
+/* Before any other root than a segmented domain's is loaded: nobody there has SYSCALL. R9 is used. */
+.macro LEAVE_ROOT
+    cmp qword ptr [rip + {cpu} + {cpu_root}], 0
+    je 1f
+    call leave_root
+1:
+.endm
+
+/* Loads the kernel's root, unless the kernel goes on with it. RAX and R9 are used. A segmented domain's root does not map
+   other slots. */
 .macro LOAD_KERNEL_ROOT
     cmp qword ptr [rip + {cpu} + {cpu_root}], 0
     je 1f
     mov rax, qword ptr [{kernel_cr3}]
     mov cr3, rax
-    mov qword ptr [rip + {cpu} + {cpu_root}], 0
+    call leave_root
 1:
 .endm
+
+.p2align 4
+leave_root:
+    mov qword ptr [rip + {cpu} + {cpu_root}], 0
+    mov r9d, {efer}
+set_efer:                               /* to R9 */
+    push rax
+    push rcx
+    push rdx
+    mov eax, r9d
+    mov ecx, {efer_register}
+    xor edx, edx
+    wrmsr
+    pop rdx
+    pop rcx
+    pop rax
+    ret
 
 /* 32-bit code calls these. The kernel is mapped, so that no root is loaded, and its memory can be used at once. Upper
    halves of registers are not the driver's: it cannot write them, and finds the kernel's own values there again.
@@ -159,7 +190,7 @@ gate32_enter:
 
 /* ---- upcalls: kernel -> driver ---------------------------------------------------------------------------------- */
 
-/* Saves the registers that a function keeps (System V); `pop_kept` restores them and returns. */
+/* Saves the registers that a function keeps (System V). */
 .macro PUSH_KEPT
     push rbp
     push rbx
@@ -167,6 +198,17 @@ gate32_enter:
     push r13
     push r14
     push r15
+.endm
+
+/* Restores them, and returns. */
+.macro POP_KEPT
+    pop r15
+    pop r14
+    pop r13
+    pop r12
+    pop rbx
+    pop rbp
+    ret
 .endm
 
 /* Begins an upcall: saves state for `leave_upcall`, and sets the stack for services and traps. Interrupts are on. */
@@ -218,8 +260,8 @@ enter_sandboxed:
     xor r15d, r15d
 into_driver:
     /* RAX: root; R10, R11: driver RIP, RSP; RBX, RBP, RCX, RDX, RSI, RDI, R12-R15: the driver's. Interrupts are off. */
+    LEAVE_ROOT                          /* each way out of a paged domain leads into the kernel's root */
     NULL_SEGMENTS
-    mov qword ptr [rip + {cpu} + {cpu_root}], 0 /* each way out of a paged domain leads into the kernel's root */
     mov cr3, rax
     mov rsp, {entry_stack_top}
     push {driver_stack}
@@ -234,20 +276,25 @@ into_driver:
     /* stacks' page, from RSP up:  RIP | CS | RFLAGS | RSP | SS */
     iretq
 
-/* Loads all segments of 32-bit code if one differs: DS, ES driver data; FS, GS null. R8 and R9
-   are used. */
-.macro DATA_SEGMENTS
+/* Loads the root of a segmented domain, in RAX, and the segments of 32-bit code: DS, ES driver data; FS, GS null. Mostly all
+   of them are there: one branch tells that, as QEMU translates the code between two branches as a whole. R8 and R9 are
+   used. */
+.macro LOAD_SEGMENTED
     mov r8d, ds
     mov r9d, es
-    cmp r8d, {driver_data}
-    jne 1f
-    cmp r9d, {driver_data}
-    jne 1f
-    mov r8d, fs
+    xor r8d, {driver_data}
+    xor r9d, {driver_data}
+    or r8d, r9d
+    mov r9d, fs
+    or r8d, r9d
     mov r9d, gs
     or r8d, r9d
+    mov r9, [rip + {cpu} + {cpu_root}]
+    xor r9, rax
+    or r8, r9
     jz 2f
-1:  mov r9d, {driver_data}
+    LOAD_ROOT rax                       /* the LDT is the domain's from here on */
+    mov r9d, {driver_data}
     mov ds, r9d
     mov es, r9d
     xor r9d, r9d
@@ -262,10 +309,8 @@ into_driver:
 .global enter_segmented
 enter_segmented:
     BEGIN_UPCALL
-    cli
     mov rax, [rdi + {frame_cr3}]
-    LOAD_ROOT rax                       /* the LDT is the domain's from here on */
-    DATA_SEGMENTS
+    LOAD_SEGMENTED
     mov r10d, {shim}
     mov r11d, [rdi + {frame_rsp}]
     add r11d, 8                         /* the shim pushes the return address */
@@ -277,18 +322,33 @@ enter_segmented:
     xor edi, edi
     xor ebp, ebp
 into_segment:
-    /* R10, R11: driver EIP, ESP; EAX, EBX, ECX, EDX, ESI, EDI, EBP: the driver's. Interrupts are off. */
+    /* R10, R11: driver EIP, ESP; EAX, EBX, ECX, EDX, ESI, EDI, EBP: the driver's. Interrupts are on, as the driver runs with
+       the flags that are here. One that comes behind `in_segment` is taken for one that hits a gate. */
     mov rsp, {entry_stack_top}
     push {driver_data}
     push r11
-    push 0x202                          /* IF; IOPL 0 */
     push {driver_code}
     push r10
     mov qword ptr [rip + {cpu} + {cpu_in_segment}], 1
-    /* stacks' page, from RSP up:  EIP | CS | EFLAGS | ESP | SS */
-    iretq
+    /* stacks' page, from RSP up:  EIP | CS | ESP | SS */
+    retfq
 
-/* The gate at which a segmented upcall ends. EDX:EAX: the driver's value. */
+/* Where SYSCALL leads, which ends a segmented upcall. EDX:EAX: the driver's value. IF is on, and TF, DF, IOPL, NT and AC are
+   0 (arch/syscall.rs). RSP is the driver's: no trap uses it, as each has a stack of its own. */
+.p2align 4
+.global syscall32_return
+syscall32_return:
+    mov qword ptr [rip + {cpu} + {cpu_in_segment}], 0
+    mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
+    /* kernel stack, from RSP up:  outer continuation | R15-R12 | RBX | RBP | return address */
+    shl rdx, 32
+    mov eax, eax
+    or rax, rdx
+    xor edx, edx
+    pop qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
+    POP_KEPT
+
+/* The gate at which a segmented upcall ends on other CPUs. EDX:EAX: the driver's value. */
 .p2align 4
 .global gate32_return
 gate32_return:
@@ -304,9 +364,8 @@ gate32_return:
 .global resume_segmented
 resume_segmented:
     BEGIN_UPCALL
-    cli
-    LOAD_ROOT rsi
-    DATA_SEGMENTS
+    mov rax, rsi
+    LOAD_SEGMENTED
     mov r10d, [rdi + 48]                /* driver EIP */
     mov r11d, [rdi + 56]                /* driver ESP */
     mov ebx, [rdi + 40]
@@ -358,18 +417,12 @@ leave_upcall:
     /* kernel stack, from RSP up:  outer continuation | R15-R12 | RBX | RBP | return address */
     pushfq
     pop rcx
-    xor ecx, 0x200                      /* IF must be 1, and TF, DF, IOPL, NT, AC, VIF and VIP 0. Of a segmented or trusted */
-    test ecx, 0x1c7700                  /* driver they nearly always are, and a POPFQ takes longer than this look at them. */
+    xor ecx, 0x200                      /* IF must be 1, and TF, DF, IOPL, NT, AC, VIF, VIP and ID 0. Mostly they are, and a */
+    test ecx, 0x3c7700                  /* POPFQ takes longer than this look at them. */
     jnz 2f
 1:  pop qword ptr [rip + {cpu} + {cpu_upcall_rsp}]
 pop_kept:
-    pop r15
-    pop r14
-    pop r13
-    pop r12
-    pop rbx
-    pop rbp
-    ret
+    POP_KEPT
 2:  push 0x202
     popfq
     jmp 1b
@@ -452,7 +505,7 @@ into_frame:
     mov rax, [rip + {cpu} + {cpu_lift}]
     test rax, rax
     jnz 5f
-    mov [rip + {cpu} + {cpu_root}], rax /* 0, as in `into_driver` */
+    LEAVE_ROOT                          /* as in `into_driver` */
     mov cr3, rcx
     jmp 2f
 
@@ -568,4 +621,4 @@ resume_trusted:
 FUNCTIONS gate_enter, gate_return, trap_vectors, trap_enter, trap_stack
 FUNCTIONS enter_sandboxed, enter_trusted, abort_upcall, leave_asleep, resume_sandboxed, resume_trapped
 FUNCTIONS sleep_trusted, resume_trusted
-FUNCTIONS gate32_enter, gate32_return, enter_segmented, into_segment, resume_segmented
+FUNCTIONS leave_root, set_efer, gate32_enter, gate32_return, syscall32_return, enter_segmented, into_segment, resume_segmented

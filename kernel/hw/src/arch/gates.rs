@@ -1,6 +1,6 @@
 //! Assembles `entry.S` with the constants it takes from Rust, and one gate entry for each service.
 
-use super::cpu::{CPU, Cpu};
+use super::cpu::{self, CPU, Cpu};
 use super::entry_area;
 use super::frame::TrapFrame;
 use super::handlers;
@@ -33,6 +33,9 @@ global_asm!(
     cpu_domain_cr3 = const offset_of!(Cpu, domain_cr3),
     cpu_domain_stacks = const offset_of!(Cpu, domain_stacks),
     cpu_root = const offset_of!(Cpu, root),
+    cpu_segment_efer = const offset_of!(Cpu, segment_efer),
+    efer = const cpu::EFER.bits(),
+    efer_register = const cpu::EFER_REGISTER,
     cpu_lift = const offset_of!(Cpu, lift),
     shim = const SHIM,
     cpu_in_segment = const offset_of!(Cpu, in_segment),
@@ -101,6 +104,7 @@ pub fn trap_functions() -> [u64; 2] {
 unsafe extern "C" {
     fn gate_return();
     fn gate32_return();
+    fn syscall32_return();
 
     /// Runs a segmented driver until it returns or is ended.
     ///
@@ -182,6 +186,11 @@ pub fn return_gate_entry() -> u64 {
 /// Returns the address of the return gate's entry for segmented drivers.
 pub fn return_gate32_entry() -> u64 {
     gate32_return as *const () as u64
+}
+
+/// Returns the address to which SYSCALL leads.
+pub fn syscall_entry() -> u64 {
+    syscall32_return as *const () as u64
 }
 
 /// The state with which a driver is entered.

@@ -13,6 +13,7 @@
 //! * [`clock`], [`time`]: counters with a known rate; the TSC and the tick, which depend on them
 //! * [`uart`]: serial ports
 //! * [`watch`]: breakpoints on an instruction and on memory
+//! * [`syscall`]: the end of a segmented driver's upcall by SYSCALL
 //! * [`confinement`]: the checks that a segmented domain runs at boot
 //! * `bench`, `hazard`: code for measurements and tests only, behind features
 //! * [`power`]: the end of the machine
@@ -38,6 +39,7 @@ mod pic;
 pub mod port;
 pub mod power;
 pub mod rtc;
+pub mod syscall;
 pub mod tcg;
 pub mod time;
 pub mod trap_stacks;

@@ -21,6 +21,7 @@ pub use bench::Changed;
 use crate::arch::entry_area;
 use crate::arch::frame::TrapFrame;
 use crate::arch::gates::{self, Asleep};
+use crate::arch::syscall;
 use crate::memory::frames::{Frames, Lent, OutOfMemory};
 use crate::memory::pages;
 use crate::memory::registers::{Registers, Window};
@@ -670,12 +671,14 @@ fn far_call_stub32(selector: u16) -> [u8; STUB_BYTES as usize] {
 }
 
 /// Returns the code in which an upcall of a segmented driver begins and ends: it pushes EAX, EDX,
-/// ECX and EBX as four 64-bit arguments, the last one first, calls the entry point in ESI, and then
-/// the return gate.
+/// ECX and EBX as four 64-bit arguments, the last one first, calls the entry point in ESI, and ends
+/// by SYSCALL, or at the return gate.
 fn upcall_shim() -> [u8; STUB_BYTES as usize] {
     let [low, high] = descriptor::RETURN_GATE.to_le_bytes();
     let arguments = [0x6a, 0, 0x53, 0x6a, 0, 0x51, 0x6a, 0, 0x52, 0x6a, 0, 0x50];
-    stub_of(&[&arguments, &[0xff, 0xd6, 0x9a, 0, 0, 0, 0, low, high]])
+    let call_entry_point = [0xff, 0xd6];
+    let end: &[u8] = if syscall::ends_upcalls() { &[0x0f, 0x05] } else { &[0x9a, 0, 0, 0, 0, low, high] };
+    stub_of(&[&arguments, &call_entry_point, end])
 }
 
 /// Returns a stub with these parts, filled up with breakpoints.

@@ -38,6 +38,8 @@ use ringfence_link::event::Event;
 const CONFIG: BootloaderConfig = {
     let mut config = BootloaderConfig::new_default();
     config.kernel_stack_size = 256 << 10;
+    // See kernel.ld.
+    config.mappings.kernel_stack = Mapping::FixedAddress(0xffff_ffff_8100_0000);
     config.mappings.physical_memory = Some(Mapping::FixedAddress(0xffff_8000_0000_0000));
     // The lower half belongs to the domains.
     config.mappings.dynamic_range_start = Some(0xffff_b000_0000_0000);
@@ -92,6 +94,7 @@ fn kernel_main(info: &'static mut BootInfo) -> ! {
     let boot = Boot::take(info).unwrap_or_else(|reason| give_up(reason));
     boot.set_memory_up().unwrap_or_else(|reason| give_up(reason));
     let protections = arch::cpu::init();
+    arch::syscall::init();
     arch::tcg::init();
     arch::interrupts::init().unwrap_or_else(|reason| give_up(reason));
     let firmware = boot.firmware();

@@ -33,7 +33,8 @@ const OTHER_PLACES: &[(&str, &str)] = &[
     ("0x123456789000", "unmapped"),
     // The registers of the network card, at the kernel's address for them.
     ("0xffff8000feb80000", "device registers"),
-    ("0xffffa00000000000", "guard below a kernel stack"),
+    ("0xffffffff81000000", "guard below a kernel stack"),
+    ("0xffffffff81100000", "guard below a kernel stack"),
     // The first page and the stack of the second driver, which is in slot 0, and a free slot.
     ("0x8000430000", "another domain's slot"),
     ("0x80017ff000", "another domain's slot"),

@@ -129,7 +129,7 @@ pub const WITHOUT_SYSCALL: &[(&str, &str)] = &[
 /// leads nowhere, as the CPU takes another stack for it; and with a prefix for 16-bit operands, as
 /// the gate alone decides the size of a call. SYSCALL ends the upcall wherever the driver makes it,
 /// whatever its stack. Then upcalls end, in each way, with flags that the kernel must not go on
-/// with: TF, DF, NT, and all but TF that POPF sets.
+/// with: TF, DF, NT, and all but TF that POPF sets. (QEMU's SYSCALL clears DF in any case.)
 const ANSWERS: [(&str, u64); 16] = [
     ("gate-at 0", 1),
     ("gate-at deadbeef", 1),

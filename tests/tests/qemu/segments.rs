@@ -689,7 +689,13 @@ fn no_upcall_finds_the_flags_of_another() {
         return;
     }
     for cpu in ["max", "max,vendor=GenuineIntel"] {
-        let leaves = ["leave-with-flags 200000", "return-gate-with-flags 200000", "return-gate-with-flags 244cd5"];
+        // ID alone; and all but TF, among them AC, NT and DF.
+        let leaves = [
+            "leave-with-flags 200000",
+            "leave-with-flags 244cd5",
+            "return-gate-with-flags 200000",
+            "return-gate-with-flags 244cd5",
+        ];
         let tries = leaves.map(|leave| format!("tell rogue-segment {leave}; tell rogue-segment flags")).join("; ");
         let mut machine = bare(&format!("insmod rogue-segment; {tries}"));
         machine.cpu = Some(cpu.into());
@@ -709,6 +715,8 @@ fn syscall_is_for_segmented_drivers_only() {
     let tries = [
         "insmod rogue; tell template x; fails tell rogue syscall",
         "insmod rogue --ring 0; tell template x; fails tell rogue syscall",
+        // The root of a space that is freed is left.
+        "insmod rogue --ring 0; tell template x; rmmod template; fails tell rogue syscall; insmod template.32",
     ];
     for tried in tries {
         let text = boot_well(&bare(&format!("insmod template.32; {tried}; tell template x")));

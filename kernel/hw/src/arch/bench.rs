@@ -130,9 +130,9 @@ pub fn with_syscall<R>(then: impl FnOnce() -> R) -> R {
     let result = then();
     // SAFETY: these are the values from before.
     unsafe {
-        Efer::write(cpu::EFER);
+        Efer::write_raw(cpu::EFER.bits());
         Cr4::write(cr4);
     }
-    syscall::lead_to_end();
+    syscall::init();
     result
 }

@@ -1,11 +1,12 @@
 //! Per-CPU state, in one struct, and the CPU's own settings.
 
-use super::{msr, syscall};
+use super::msr;
 use crate::memory::kernel_root;
 use core::cell::Cell;
 use core::sync::atomic::AtomicU32;
 use x86_64::PhysAddr;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr3Flags, Cr4, Cr4Flags, Efer, EferFlags};
+use x86_64::registers::rflags;
 use x86_64::structures::paging::PhysFrame;
 
 /// The state that `entry.S` and upcalls need at once. There is one CPU; each further one would have
@@ -84,7 +85,7 @@ pub(crate) fn load_kernel_root() {
         this().root.set(0);
         // SAFETY: nothing but the end of a segmented driver's upcall uses the features that this
         // switches off.
-        unsafe { Efer::write(EFER) };
+        unsafe { Efer::write_raw(EFER.bits()) };
     }
 }
 
@@ -99,7 +100,8 @@ pub struct Protections {
     pub umip: bool,
 }
 
-/// Sets every control register to the value that the design needs, and enables nothing beyond.
+/// Sets the flags and every control register to the value that the design needs, and enables
+/// nothing beyond.
 ///
 /// No global pages (CR4.PGE): they would outlive a switch of roots. No SSE or x87 (CR0.EM, no
 /// CR4.OSFXSR): neither kernel nor drivers use them, so no state leaks. No SYSENTER, and SYSCALL
@@ -114,7 +116,7 @@ pub fn init() -> Protections {
     cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, protections.umip);
     // SAFETY: paging stays as it is; nothing here uses the features that are switched off.
     unsafe {
-        Efer::write(EFER);
+        Efer::write_raw(EFER.bits());
         Cr0::write(
             Cr0Flags::PROTECTED_MODE_ENABLE
                 | Cr0Flags::EMULATE_COPROCESSOR
@@ -124,8 +126,9 @@ pub fn init() -> Protections {
         );
         Cr4::write(cr4);
     }
+    // SAFETY: interrupts are off, and stay so. Drivers run with the flags that the kernel has.
+    unsafe { rflags::write_raw(0) };
     msr::SYSENTER_CS.write(0);
-    syscall::init();
     protections
 }
 

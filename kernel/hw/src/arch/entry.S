@@ -6,9 +6,9 @@
        trap belongs to a paged domain or to the kernel. The root of a segmented domain maps the kernel, which goes on with
        it; there a word of the kernel's (`in_segment`) tells. CS tells nothing: QEMU enters virtual-8086 mode from
        32-bit code, with whatever CS the driver likes.
-     - A call gate clears no flags: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ. SYSCALL clears
-       all but IF.
-     - RSP points into the stacks' page of the loaded root. Each root maps a frame of its own at that address, so a value
+     - A call gate clears no flags: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ, or at the end
+       of an upcall until `leave_upcall` looks at them. SYSCALL clears all but IF.
+     - RSP points into the stacks' page of the loaded root, but behind SYSCALL, which leaves that of the driver. Each root maps a frame of its own at that address, so a value
        on the stack is out of reach after a write to CR3: values cross in registers.
    Driver arguments: RDI, RSI, RDX (System V). Free for this code: RAX, R9, R10, R11.
 
@@ -333,7 +333,7 @@ into_segment:
     /* stacks' page, from RSP up:  EIP | CS | ESP | SS */
     retfq
 
-/* Where SYSCALL leads, which ends a segmented upcall. EDX:EAX: the driver's value. IF is on, and TF, DF, IOPL, NT and AC are
+/* Where SYSCALL leads, which ends a segmented upcall. EDX:EAX: the driver's value. IF is 1, and TF, DF, IOPL, NT and AC are
    0 (arch/syscall.rs). RSP is the driver's: no trap uses it, as each has a stack of its own. */
 .p2align 4
 .global syscall32_return
@@ -399,8 +399,6 @@ enter_trusted:
 .p2align 4
 .global gate_return
 gate_return:
-    push 2
-    popfq
     mov rcx, qword ptr [{kernel_cr3}]
     mov cr3, rcx
     xor edx, edx

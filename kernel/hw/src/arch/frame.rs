@@ -57,8 +57,8 @@ impl TrapFrame {
         }
     }
 
-    /// Returns whether the trap did not hit a gate's first instructions: CS is not the kernel's, or
-    /// the CPU was in virtual-8086 mode, which QEMU enters from 32-bit code with any CS.
+    /// Returns whether the trap did not hit entry code: CS is not the kernel's, or the CPU was in
+    /// virtual-8086 mode, which QEMU enters from 32-bit code with any CS.
     pub(crate) fn is_outside_ring_0(&self) -> bool {
         self.cs != u64::from(KERNEL_CODE) || self.is_in_virtual_8086_mode()
     }

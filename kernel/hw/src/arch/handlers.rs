@@ -50,7 +50,7 @@ pub struct Handlers {
     /// Called when watched memory was read or written, by the instruction before this address.
     pub watchpoint_hit: fn(u64),
     /// Called when a trap may end the driver whose upcall is under way. It hit the driver, or the
-    /// first instructions of a gate that the driver has called. It may change the frame.
+    /// entry code while the driver's root was loaded. It may change the frame.
     pub driver_trapped: fn(DriverTrap, &mut TrapFrame) -> Verdict,
     /// Called when a trap hit ring 0 while the upcall of a trusted driver is under way. Returns
     /// whether the driver's own code is on top of the stack, so that the driver is to blame.

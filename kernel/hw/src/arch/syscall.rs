@@ -7,7 +7,8 @@
 //! that the return gate would not do. Services stay behind gates, which the LDT grants one by one.
 //!
 //! EFER.SCE is 1 only while the kernel goes on with the root of a segmented domain
-//! ([`super::cpu::Cpu::root`]). For a paged or a trusted driver SYSCALL is #UD.
+//! ([`super::cpu::Cpu::root`]). For a paged or a trusted driver SYSCALL is #UD. Only `bench` has it
+//! lead elsewhere, and enters no segmented driver meanwhile.
 
 use super::cpu::{self, EFER};
 use super::gates;
@@ -22,20 +23,22 @@ use x86_64::registers::rflags::RFlags;
 const CSTAR: u32 = 0xc000_0083;
 /// The makers, by CPUID 0, whose CPUs have SYSCALL in compatibility mode.
 const MAKERS: [&[u8]; 2] = [b"AuthenticAMD", b"HygonGenuine"];
+/// The bit of CPUID 8000_0001, EDX, that says that there is SYSCALL.
+const SYSCALL: u32 = 1 << 11;
 
-/// Has upcalls end by SYSCALL, if the CPU has it for 32-bit code. Whether that holds is seen when
+/// Has SYSCALL end upcalls, if the CPU has it for 32-bit code. Whether that holds is seen when
 /// the first segmented domain runs ([`super::confinement`]).
-pub(super) fn init() {
+pub fn init() {
     let CpuidResult { ebx, ecx, edx, .. } = __cpuid(0);
     let maker = [ebx, edx, ecx].map(u32::to_le_bytes);
-    if MAKERS.contains(&maker.as_flattened()) {
+    if MAKERS.contains(&maker.as_flattened()) && __cpuid(0x8000_0001).edx & SYSCALL != 0 {
         lead_to_end();
         cpu::this().segment_efer.set((EFER | EferFlags::SYSTEM_CALL_EXTENSIONS).bits());
     }
 }
 
 /// Has SYSCALL lead to the end of an upcall.
-pub(super) fn lead_to_end() {
+fn lead_to_end() {
     let end = gates::syscall_entry();
     // All but IF, which is 1: among them TF, DF, NT, AC, IOPL and VM.
     SFMask::write(RFlags::all() - RFlags::INTERRUPT_FLAG);

@@ -7,8 +7,9 @@ use ringfence_abi::layout::PAGE_SIZE;
 use ringfence_core::extent::Extent;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-/// First address of the stacks and the unmapped pages around them.
-const START: u64 = 0xffff_a000_0000_0000;
+/// First address of the stacks and the unmapped pages around them: in the 2 MiB of the kernel's
+/// data (`kernel.ld`).
+const START: u64 = 0xffff_ffff_8110_0000;
 /// Length of a stack in bytes.
 const LEN_BYTES: u64 = 32 << 10;
 /// Names of the stacks: for interrupts, for exceptions, and for traps that can hit the other two.

@@ -2,7 +2,7 @@
 //! kernel or a driver was interrupted.
 //!
 //! **The rule of blame:** a trap with a paged domain's root in CR3 belongs to that domain, even in
-//! ring 0 (a gate's first instructions run there with the driver's flags). With a segmented
+//! ring 0 (entry code runs there until the kernel's root is loaded). With a segmented
 //! domain's root, a word of the kernel's tells ([`super::cpu::Cpu::in_segment`]). Any other trap
 //! belongs to the kernel. A trusted driver is part of the kernel by choice: it is ended for a trap
 //! only if its own code was on top of the stack, so that nothing of the kernel's was under way.
@@ -89,7 +89,7 @@ pub(super) extern "C" fn trap_from_driver(frame: &mut TrapFrame) {
         let mut on_gates = ON_GATES.lock();
         match on_gates.get_mut(&copy.rip) {
             Some(count) => *count += 1,
-            // There is room for all instructions before the first POPFQ.
+            // There is room for all instructions that can be hit.
             None => drop(on_gates.insert(copy.rip, 1)),
         }
     } else {
@@ -104,8 +104,9 @@ static IN_VIRTUAL_8086: AtomicU64 = AtomicU64::new(0);
 /// Counts, for each instruction of the entry code, the interrupts that hit it while a domain's root
 /// was loaded.
 type OnGates = FnvIndexMap<u64, u64, GATE_PLACES>;
-/// Room for the first two instructions of each gate, of both kinds. The map needs a power of two.
-const GATE_PLACES: usize = (4 * (SERVICE_COUNT + 1)).next_power_of_two();
+/// Room for the first two instructions of each gate, of both kinds, and for the last one on the way
+/// into a segment. The map needs a power of two.
+const GATE_PLACES: usize = (4 * (SERVICE_COUNT + 2)).next_power_of_two();
 static ON_GATES: Mutex<OnGates> = Mutex::new(OnGates::new());
 
 /// Returns how many interrupts hit drivers in ring 1, and how many hit each instruction of the

@@ -426,7 +426,7 @@ impl Space {
             };
             self.write_stub(number, stub);
         }
-        // Only a sandboxed upcall returns through a gate; a trusted one returns to the kernel.
+        // Only a sandboxed upcall ends here; a trusted one returns to the kernel.
         let end = match self.kind() {
             DomainKind::Paged => far_call_stub(descriptor::RETURN_GATE),
             DomainKind::Segmented => upcall_shim(),

@@ -114,6 +114,8 @@ static int is_called(const char *text, uint32_t len, const char *name, uint32_t 
     X("popa-over-the-end", "mov $0xfffffffe, %%esp; popa")                                                            \
     X("enter-over-the-end", "mov $2, %%esp; enter $8, $0")                                                            \
     X("leave-with-flags", "pushf; orl %%eax, (%%esp); popf")                                                          \
+    X("segments-over-interrupts", "mov %%ss, %%eax; mov %%ax, %%fs; mov %%ax, %%gs; 1: loop 1b; "                     \
+      "mov %%fs:(%%esp), %%eax; mov %%gs:(%%esp), %%eax")                                                             \
     X("spin", "1: jmp 1b")
 
 /* Enters a gate with the stack pointer at `esp`: the CPU uses its own stack for the call. */
@@ -157,7 +159,8 @@ int64_t rf_upcall(uint64_t operation, uint64_t a, uint64_t b, uint64_t c)
         return rf_null();
 #define TRY(name, instruction)                                                                                        \
     if (is_called(text, len, name, &number)) {                                                                        \
-        __asm__ volatile(instruction : : "a"(number) : "ecx", "edx", "memory");                                       \
+        uint32_t count = number;                                                                                      \
+        __asm__ volatile(instruction : "+a"(number), "+c"(count) : : "edx", "memory");                                \
         return 1;                                                                                                     \
     }
     INSTRUCTIONS(TRY)

@@ -478,13 +478,15 @@ trap_enter:
     jmp 2f
 
 4:  mov qword ptr [rip + {cpu} + {cpu_in_segment}], 0
+    test dword ptr [rbp + {trap_rflags}], {virtual_8086}
+    jz 6f
     /* Virtual-8086 mode leaves segments whose selectors do not tell their bases: nobody may take them for the driver's. */
     xor ecx, ecx
     mov ds, ecx
     mov es, ecx
     mov fs, ecx
     mov gs, ecx
-    mov rdi, rbp                        /* from a segmented driver: the frame in its page, whatever root a handler loads */
+6:  mov rdi, rbp                        /* from a segmented driver: the frame in its page, whatever root a handler loads */
     sub rdi, {stacks}
     add rdi, [rip + {cpu} + {cpu_domain_stacks}]
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]
@@ -509,10 +511,16 @@ into_frame:
 
 5:  mov rdx, rcx                        /* a segmented driver: its root is there, unless a handler has left it */
     LOAD_ROOT rdx
+    mov ecx, ds
+    mov edx, es
+    xor ecx, {driver_data}
+    xor edx, {driver_data}
+    or ecx, edx
+    jz 6f
     mov ecx, {driver_data}
     mov ds, ecx
     mov es, ecx
-    mov [rip + {cpu} + {cpu_in_segment}], rax
+6:  mov [rip + {cpu} + {cpu_in_segment}], rax
 
 2:  mov rsp, rbp
     pop r15

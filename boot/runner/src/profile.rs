@@ -350,15 +350,25 @@ impl Owners<'_> {
     }
 }
 
+impl Executed {
+    /// Returns whether the instruction at this address is 32-bit code of a segmented driver.
+    pub fn is_in_segment(&self, address: u64) -> bool {
+        slot_of(address).is_some_and(|slot| self.segmented.contains(&slot))
+    }
+}
+
 #[cfg(test)]
 impl Executed {
-    /// An operation of `total` instructions, as which these were executed so often.
-    pub fn made_up(total: f64, executed: &[(&[u8], u64)]) -> Executed {
-        let instruction = |(address, (bytes, times)): (usize, &(&[u8], u64))| {
-            (address as u64, Instruction { bytes: bytes.to_vec(), times: *times })
+    /// An operation of `total` instructions, as which these were executed so often, in the slot of
+    /// a segmented driver or in the kernel.
+    pub fn made_up(total: f64, slot: Option<usize>, executed: &[(&[u8], u64)]) -> Executed {
+        let start = slot.map_or(0, slot_base);
+        let instruction = |(address, (bytes, times)): (u64, &(&[u8], u64))| {
+            (address, Instruction { bytes: bytes.to_vec(), times: *times })
         };
-        let instructions = executed.iter().enumerate().map(instruction).collect();
-        let (accesses, invalidations, interrupts, loaded, segmented) = (0, 0, 0, Vec::new(), Vec::new());
+        let instructions = (start..).zip(executed).map(instruction).collect();
+        let segmented = slot.into_iter().collect();
+        let (accesses, invalidations, interrupts, loaded) = (0, 0, 0, Vec::new());
         Executed {
             name: "nic/tx".to_string(),
             batch: 1,

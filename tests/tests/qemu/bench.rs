@@ -149,8 +149,9 @@ fn a_trace_costs_a_seventh_at_most() {
     assert!(cost < 1.15, "{cost}: {:?}", [row("trace/off"), row("trace/on")]);
 }
 
-/// An unbatched frame takes one upcall: in ring 1 that is an IRETQ, a far call through the return
-/// gate and two writes of CR3, and no load of a segment register that is null already.
+/// An unbatched frame takes one upcall. In a paged domain that is an IRETQ, a far call through the
+/// return gate and two writes of CR3, and no load of a segment register that is null already. In a
+/// segmented domain it is a far return and a SYSCALL.
 #[test]
 #[ignore = "long: `make test-all` runs it"]
 fn the_model_counts_what_a_crossing_executes() {
@@ -160,17 +161,38 @@ fn the_model_counts_what_a_crossing_executes() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let rows: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    let count = |what: &str, ring: u64| {
-        let is_it = |row: &&serde_json::Value| row["name"] == what && row["ring"] == ring && row["batch"] == 1;
+    let count = |what: &str, kind: Option<&str>| {
+        let is_it = |row: &&serde_json::Value| {
+            row["name"] == what && row["batch"] == 1 && row.get("kind").and_then(serde_json::Value::as_str) == kind
+        };
         rows.iter().find(is_it).unwrap_or_else(|| panic!("no {what} in\n{text}"))["median"].as_f64().unwrap()
     };
-    for (event, in_ring_1) in [("far-calls", 1.0), ("iretq", 1.0), ("cr3-writes", 2.0), ("segment-loads", 0.0)] {
+    let has_32 = crate::segments::are_built();
+    let expected = [
+        ("far-calls", 1.0, 0.0),
+        ("far-returns", 0.0, 1.0),
+        ("syscalls", 0.0, 1.0),
+        ("iretq", 1.0, 0.0),
+        ("cr3-writes", 2.0, 0.0),
+        ("segment-loads", 0.0, 0.0),
+    ];
+    for (event, in_paged, in_segmented) in expected {
         let event = format!("model/nic/tx/{event}");
-        // An interrupt may come in between.
-        assert!(count(&event, 0) < 0.02, "{event}: {}", count(&event, 0));
-        assert!((count(&event, 1) - in_ring_1).abs() < 0.02, "{event}: {}", count(&event, 1));
+        let is_near = |kind, expected: f64| {
+            let counted = count(&event, kind);
+            // An interrupt may come in between.
+            assert!((counted - expected).abs() < 0.02, "{event} {kind:?}: {counted}");
+        };
+        is_near(None, 0.0);
+        is_near(Some("paged"), in_paged);
+        if has_32 {
+            is_near(Some("segmented"), in_segmented);
+        }
     }
-    assert!(count("model/nic/tx", 1) > count("model/nic/tx", 0));
+    assert!(count("model/nic/tx", Some("paged")) > count("model/nic/tx", None));
+    if has_32 {
+        assert!(count("model/nic/tx", Some("segmented")) < count("model/nic/tx", Some("paged")));
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! `cargo run -- bench --model`: models the cost of the rings on hardware, as ranges.
+//! `cargo run -- bench --model`: models the cost of the rings, and of both kinds of domains, on
+//! hardware, as ranges.
 //!
 //! Under TCG a time says nothing about that; the executed instructions do. QEMU logs the
 //! instructions of an operation. Events that a CPU takes long for are counted, and each has its
@@ -11,7 +12,8 @@ use crate::output;
 use crate::profile::{self, Executed, Instruction};
 use anyhow::{Result, bail};
 use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic, Register};
-use ringfence_abi::manifest::DomainKind;
+use ringfence_abi::manifest::{DomainKind, SEGMENTED_SUFFIX};
+use ringfence_core::module::file_name;
 use std::fmt::Write;
 
 /// An event that costs more than an ordinary instruction.
@@ -39,7 +41,7 @@ enum Measured {
 use Measured::{Alone, Not, Share};
 
 /// The events, in the order of [`count`].
-const EVENTS: [Event; 7] = [
+const EVENTS: [Event; 8] = [
     Event {
         name: "far calls",
         cycles: [51.0, 237.0],
@@ -51,6 +53,12 @@ const EVENTS: [Event; 7] = [
         cycles: [51.0, 237.0],
         source: "the other half; 220 for both on a Skylake in one ring",
         measured: Share("call/bare", 0.5),
+    },
+    Event {
+        name: "syscalls",
+        cycles: [49.5, 49.5],
+        source: "half of a SYSCALL and SYSRET in 64-bit code: 99, Intel (blitz)",
+        measured: Not,
     },
     Event {
         name: "interrupts",
@@ -76,8 +84,8 @@ const EVENTS: [Event; 7] = [
 /// The row of a write of CR3.
 const CR3: &str = "call/cr3";
 /// Indices in [`EVENTS`] of the events that are not instructions.
-const INTERRUPTS: usize = 2;
-const INVALIDATIONS: usize = 6;
+const INTERRUPTS: usize = 3;
+const INVALIDATIONS: usize = 7;
 /// Cycles of any other instruction: between four in a cycle and one.
 const INSTRUCTION: [f64; 2] = [0.25, 1.0];
 
@@ -93,10 +101,31 @@ const OPERATIONS: [(&str, u16); 8] = [
     ("scsi/write4k/depth32", 32),
 ];
 
+/// The ring that a driver runs in, and the kind of its domain.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    ring: u8,
+    kind: DomainKind,
+}
+
+impl Place {
+    /// The places that are compared. The first one is what the others are compared to.
+    const ALL: [Place; 3] = [
+        Place { ring: 0, kind: DomainKind::Paged },
+        Place { ring: 1, kind: DomainKind::Paged },
+        Place { ring: 1, kind: DomainKind::Segmented },
+    ];
+
+    /// Returns the place as tables show it: that of a segmented driver is `1.32`.
+    fn text(self) -> String {
+        file_name(&self.ring.to_string(), self.kind)
+    }
+}
+
 /// The instructions, events and register accesses of an operation.
 pub struct Operation {
     name: String,
-    ring: u8,
+    place: Place,
     batch: u64,
     instructions: f64,
     events: [f64; EVENTS.len()],
@@ -105,18 +134,18 @@ pub struct Operation {
 }
 
 impl Operation {
-    fn of(executed: &Executed, ring: u8) -> Operation {
+    fn of(executed: &Executed, place: Place) -> Operation {
         let all: u64 = executed.instructions.values().map(|instruction| instruction.times).sum();
         // The first sample of a row is not in its median. Each count is scaled by an operation's
         // share of all executed instructions.
         let each = |count: u64| count as f64 * executed.total / all.max(1) as f64;
         Operation {
             name: executed.name.clone(),
-            ring,
+            place,
             batch: executed.batch,
             instructions: executed.total,
             events: {
-                let mut events = count(executed.instructions.values());
+                let mut events = count(executed);
                 (events[INTERRUPTS], events[INVALIDATIONS]) = (executed.interrupts, executed.invalidations);
                 events.map(each)
             },
@@ -135,19 +164,21 @@ impl Operation {
     }
 }
 
-/// Counts the events among instructions.
-fn count<'a>(instructions: impl Iterator<Item = &'a Instruction>) -> [u64; EVENTS.len()] {
+/// Counts the events among the executed instructions.
+fn count(executed: &Executed) -> [u64; EVENTS.len()] {
     let mut counts = [0; EVENTS.len()];
-    for Instruction { bytes, times } in instructions {
-        let instruction = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+    for (address, Instruction { bytes, times }) in &executed.instructions {
+        let bits = if executed.is_in_segment(*address) { 32 } else { 64 };
+        let instruction = Decoder::new(bits, bytes, DecoderOptions::NONE).decode();
         let is_segment = |register| matches!(register, Register::DS | Register::ES | Register::FS | Register::GS);
         let event = match (instruction.code(), instruction.mnemonic()) {
-            (Code::Call_m1664 | Code::Call_m1632 | Code::Call_m1616, _) => 0,
+            (Code::Call_m1664 | Code::Call_m1632 | Code::Call_m1616 | Code::Call_ptr1632, _) => 0,
             (_, Mnemonic::Retf) => 1,
-            // Each interrupt ends with one; an upcall begins with one.
-            (Code::Iretq, _) => 3,
-            (Code::Mov_cr_r64, _) if instruction.op0_register() == Register::CR3 => 4,
-            (_, Mnemonic::Mov) if is_segment(instruction.op0_register()) => 5,
+            (_, Mnemonic::Syscall) => 2,
+            // Each interrupt ends with one; an upcall of a paged driver begins with one.
+            (Code::Iretq, _) => 4,
+            (Code::Mov_cr_r64, _) if instruction.op0_register() == Register::CR3 => 5,
+            (_, Mnemonic::Mov) if is_segment(instruction.op0_register()) => 6,
             _ => continue,
         };
         counts[event] += times;
@@ -165,20 +196,22 @@ pub fn operations(system: &System, machine: &Machine, name: &str) -> Result<Vec<
         let names = OPERATIONS.map(|(row, _)| row).join(", ");
         bail!("no operation that is modelled has a name that begins with '{name}': {names}");
     }
+    let has_segmented = system.modules.iter().any(|module| module.name.ends_with(SEGMENTED_SUFFIX));
+    let places = Place::ALL.into_iter().filter(|place| has_segmented || place.kind == DomainKind::Paged);
     let mut operations = Vec::new();
     for (row, batch) in wanted {
-        for ring in [0, 1] {
-            output::complain(&format!("bench: what {row} executes in ring {ring}, batch {batch}"));
+        for place in places.clone() {
+            output::complain(&format!("bench: what {row} executes in ring {}, batch {batch}", place.text()));
             let options = profile::Options {
                 name: row.to_string(),
-                ring,
-                kind: DomainKind::Paged,
+                ring: place.ring,
+                kind: place.kind,
                 batch: Some(batch),
                 outermost: false,
                 json: false,
                 machine: machine.clone(),
             };
-            operations.push(Operation::of(&profile::execute(system, &options)?, ring));
+            operations.push(Operation::of(&profile::execute(system, &options)?, place));
         }
     }
     Ok(operations)
@@ -189,7 +222,8 @@ pub fn rows(operations: &[Operation]) -> Vec<Row> {
     let mut rows = Vec::new();
     for operation in operations {
         let row = |what: &str, unit: &str, value: f64| Row {
-            ring: Some(operation.ring),
+            ring: Some(operation.place.ring),
+            kind: (operation.place.ring > 0).then(|| operation.place.kind.to_string()),
             batch: Some(operation.batch),
             ..Row::derived(&format!("model/{}{what}", operation.name), unit, value)
         };
@@ -209,13 +243,14 @@ pub fn text(operations: &[Operation]) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{:<20} {:>5} {:>4} {:>6} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>13}",
+        "{:<20} {:>5} {:>4} {:>6} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>5} {:>13}",
         "operation",
         "batch",
         "ring",
         "instr.",
         "calls",
         "rets",
+        "sysc",
         "ints",
         "iretq",
         "cr3",
@@ -226,21 +261,26 @@ pub fn text(operations: &[Operation]) -> String {
     );
     for operation in operations {
         let [least, most] = operation.cycles();
-        let _ = write!(out, "{:<20} {:>5} {:>4} ", operation.name, operation.batch, operation.ring);
+        let _ = write!(out, "{:<20} {:>5} {:>4} ", operation.name, operation.batch, operation.place.text());
         let _ = write!(out, "{:>6.0} ", operation.instructions);
         operation.events.iter().for_each(|count| _ = write!(out, "{count:>5.2} "));
         let _ = writeln!(out, "{:>5.2} {:>13}", operation.accesses, format!("{least:.0} to {most:.0}"));
     }
     let _ = writeln!(out);
-    for pair in operations.chunks(2) {
-        let [trusted, sandboxed] = pair else { continue };
-        let ([a, b], [c, d]) = (trusted.cycles(), sandboxed.cycles());
+    let mut trusted = None;
+    for sandboxed in operations {
+        if sandboxed.place == Place::ALL[0] {
+            trusted = Some(sandboxed.cycles());
+            continue;
+        }
+        let (Some([a, b]), [c, d]) = (trusted, sandboxed.cycles()) else { continue };
         let added = [c - a, d - b];
         let _ = writeln!(
             out,
-            "{:<20} {:>5}  ring 1 adds {:.0} to {:.0} cycles: {:.0} % to {:.0} %",
+            "{:<20} {:>5}  ring {:<4} adds {:.0} to {:.0} cycles: {:.0} % to {:.0} %",
             sandboxed.name,
             sandboxed.batch,
+            sandboxed.place.text(),
             added[0],
             added[1],
             100.0 * (added[0] / b).min(added[1] / b).max(0.0),
@@ -278,23 +318,26 @@ mod tests {
 
     #[test]
     fn events_are_known_by_their_bytes() {
-        let instruction = |bytes: &[u8], times| Instruction { bytes: bytes.to_vec(), times };
-        let executed = [
+        let executed: [(&[u8], u64); 11] = [
             // call far qword [rax], retfq, iretq, mov cr3, rax, mov ds, eax, mov gs, eax
-            instruction(&[0x48, 0xff, 0x18], 1),
-            instruction(&[0x48, 0xcb], 2),
-            instruction(&[0x48, 0xcf], 3),
-            instruction(&[0x0f, 0x22, 0xd8], 4),
-            instruction(&[0x8e, 0xd8], 5),
-            instruction(&[0x8e, 0xe8], 6),
+            (&[0x48, 0xff, 0x18], 1),
+            (&[0x48, 0xcb], 2),
+            (&[0x48, 0xcf], 3),
+            (&[0x0f, 0x22, 0xd8], 4),
+            (&[0x8e, 0xd8], 5),
+            (&[0x8e, 0xe8], 6),
             // mov cr0, rax; call qword [rax]; ret; mov eax, ds; nothing
-            instruction(&[0x0f, 0x22, 0xc0], 100),
-            instruction(&[0xff, 0x10], 100),
-            instruction(&[0xc3], 100),
-            instruction(&[0x8c, 0xd8], 100),
-            instruction(&[], 100),
+            (&[0x0f, 0x22, 0xc0], 100),
+            (&[0xff, 0x10], 100),
+            (&[0xc3], 100),
+            (&[0x8c, 0xd8], 100),
+            (&[], 100),
         ];
-        assert_eq!(count(executed.iter()), [1, 2, 0, 3, 4, 11, 0]);
+        assert_eq!(count(&Executed::made_up(1.0, None, &executed)), [1, 2, 0, 0, 3, 4, 11, 0]);
+        // lcall $0x35, $0; syscall; dec eax, which is a prefix in 64-bit code, and retf
+        let executed: [(&[u8], u64); 4] =
+            [(&[0x9a, 0, 0, 0, 0, 0x35, 0], 1), (&[0x0f, 0x05], 2), (&[0x48], 100), (&[0xcb], 3)];
+        assert_eq!(count(&Executed::made_up(1.0, Some(2), &executed)), [1, 3, 2, 0, 0, 0, 0, 0]);
     }
 
     /// As with `--accel kvm`: 300 ticks for a gate with two writes of CR3 that take 100 each.
@@ -307,14 +350,14 @@ mod tests {
             let start = format!("{:<14} {:>10} {:>9}  ", cells[0], cells[1], cells[2]);
             assert!(table.contains(&start), "{start}\n{table}");
         }
-        assert!(!events(&[]).contains(" 50 "));
+        assert!(!events(&[]).lines().any(|line| line.starts_with("far calls") && line.contains(" 50 ")));
     }
 
     #[test]
     fn an_operation_costs_its_events_and_its_other_instructions() {
-        let executed = Executed::made_up(100.0, &[(&[0x0f, 0x22, 0xd8], 2), (&[0x90], 98)]);
-        let operation = Operation::of(&executed, 1);
-        assert_eq!(operation.events[4], 2.0);
+        let executed = Executed::made_up(100.0, None, &[(&[0x0f, 0x22, 0xd8], 2), (&[0x90], 98)]);
+        let operation = Operation::of(&executed, Place::ALL[1]);
+        assert_eq!(operation.events[5], 2.0);
         assert_eq!(operation.cycles(), [98.0 * 0.25 + 200.0, 98.0 + 372.0]);
     }
 }

@@ -4,7 +4,7 @@
 //! find it.
 
 use crate::arch::frame::TrapFrame;
-use crate::arch::gates::{self, Asleep, Caller, UpcallFrame};
+use crate::arch::gates::{self, Asleep, Caller, UpcallEnd, UpcallFrame};
 use crate::arch::{cpu, power};
 use crate::space::{Ring, Space};
 use core::cell::Cell;
@@ -154,9 +154,16 @@ impl<T: Send> Current<T> {
         // fell asleep with.
         let end = unsafe {
             match way {
-                Way::Start(Ring::Sandboxed, frame) if lift == 0 => gates::enter_sandboxed(frame),
-                Way::Start(Ring::Sandboxed, frame) => gates::enter_segmented(frame),
-                Way::Start(Ring::Trusted, frame) => gates::enter_trusted(frame),
+                Way::Start(ring, frame) => {
+                    // One call, so that what follows is the same code in each ring, at the same
+                    // address: where two blocks lie decides whether QEMU finds both at once.
+                    let enter: unsafe extern "C" fn(*const UpcallFrame) -> UpcallEnd = match (ring, lift) {
+                        (Ring::Sandboxed, 0) => gates::enter_sandboxed,
+                        (Ring::Sandboxed, _) => gates::enter_segmented,
+                        (Ring::Trusted, _) => gates::enter_trusted,
+                    };
+                    enter(frame)
+                }
                 Way::ResumeSandboxed(caller, cr3) if lift == 0 => gates::resume_sandboxed(caller, *cr3),
                 Way::ResumeSandboxed(caller, cr3) => gates::resume_segmented(caller, *cr3),
                 Way::ResumeTrapped(frame) => gates::resume_trapped(*frame),

@@ -53,8 +53,8 @@ fn no_service_keeps_interrupts_off_for_a_million_instructions() {
 /// `cargo run -- profile ROW --batch N` says where they go.
 const INSTRUCTIONS: [(&str, &str, Option<u64>, f64); 19] = [
     ("call/gate", "paged", None, 53.1),
-    ("upcall", "paged", None, 243.0),
-    ("nic/tx", "paged", Some(1), 655.1),
+    ("upcall", "paged", None, 239.0),
+    ("nic/tx", "paged", Some(1), 654.1),
     ("nic/tx", "paged", Some(8), 207.1),
     ("nic/tx", "paged", Some(32), 159.1),
     ("nic/rx", "paged", Some(1), 898.3),
@@ -64,8 +64,8 @@ const INSTRUCTIONS: [(&str, &str, Option<u64>, f64); 19] = [
     ("icmp/rtt", "paged", Some(1), 7307.0),
     ("scsi/read4k/depth32", "paged", Some(32), 1190.9),
     ("call/gate", "segmented", None, 71.2),
-    ("upcall", "segmented", None, 231.0),
-    ("nic/tx", "segmented", Some(1), 679.1),
+    ("upcall", "segmented", None, 230.0),
+    ("nic/tx", "segmented", Some(1), 675.1),
     ("nic/tx", "segmented", Some(32), 170.5),
     ("nic/rx", "segmented", Some(1), 959.5),
     ("nic/rx", "segmented", Some(32), 372.7),

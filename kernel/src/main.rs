@@ -39,7 +39,7 @@ const CONFIG: BootloaderConfig = {
     let mut config = BootloaderConfig::new_default();
     config.kernel_stack_size = 256 << 10;
     // See kernel.ld.
-    config.mappings.kernel_stack = Mapping::FixedAddress(0xffff_ffff_8100_0000);
+    config.mappings.kernel_stack = Mapping::FixedAddress(0xffff_ffff_810a_f000);
     config.mappings.physical_memory = Some(Mapping::FixedAddress(0xffff_8000_0000_0000));
     // The lower half belongs to the domains.
     config.mappings.dynamic_range_start = Some(0xffff_b000_0000_0000);

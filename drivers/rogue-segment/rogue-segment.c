@@ -114,8 +114,8 @@ static int is_called(const char *text, uint32_t len, const char *name, uint32_t 
     X("popa-over-the-end", "mov $0xfffffffe, %%esp; popa")                                                            \
     X("enter-over-the-end", "mov $2, %%esp; enter $8, $0")                                                            \
     X("leave-with-flags", "pushf; orl %%eax, (%%esp); popf")                                                          \
-    X("segments-over-interrupts", "mov %%ss, %%eax; mov %%ax, %%fs; mov %%ax, %%gs; 1: loop 1b; "                     \
-      "mov %%fs:(%%esp), %%eax; mov %%gs:(%%esp), %%eax")                                                             \
+    X("segments-over-interrupts", "mov %%ss, %%eax; mov %%ax, %%fs; mov %%ax, %%gs; 1: loop 1b; mov %%fs, %%edx; "    \
+      "cmp %%edx, %%eax; jne 2f; mov %%gs, %%edx; cmp %%edx, %%eax; je 3f; 2: ud2; 3:")                               \
     X("spin", "1: jmp 1b")
 
 /* Enters a gate with the stack pointer at `esp`: the CPU uses its own stack for the call. */
@@ -143,7 +143,7 @@ static void virtual_8086_slowly(void)
 }
 
 /* In virtual-8086 mode the base of a segment is its selector times 16. With the driver's own selector in DS and ES, the
-   next driver would find its own there, and another base. */
+   next driver finds its own there, and another base, unless the kernel loads them anew. */
 static void virtual_8086_data(void)
 {
     __asm__ volatile("mov %%ss, %%eax; push $0; push $0; push %%eax; push %%eax; push %%eax; push %%esp; push $0x23202;"

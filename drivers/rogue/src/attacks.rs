@@ -64,6 +64,7 @@ pub static ATTACKS: &[(&str, Attack)] = &[
     ("flags", flags),
     ("clear-flag", clear_flag),
     ("iret-flags", iret_flags),
+    ("return-gate-flags", return_gate_flags),
     ("flag", flag),
     ("leaks", leaks),
     // services
@@ -449,6 +450,19 @@ fn pop_flags(set: u64, cleared: u64) -> u64 {
         asm!("pushfq", "pop {}", out(reg) after);
     }
     at_once & PRIVILEGED | after & NOT_THE_DRIVERS
+}
+
+/// Ends the upcall at the return gate with these flags set. The value is 1.
+fn return_gate_flags(flags: u64) -> u64 {
+    const RETURN_GATE: u16 = 4 << 3 | 5;
+    let target = [0u16, 0, RETURN_GATE];
+    // SAFETY: none. FF /3 without REX.W, as call gates require: call far [rcx].
+    unsafe {
+        asm!(
+            "pushfq", "or qword ptr [rsp], {flags}", "popfq", ".byte 0xff, 0x19",
+            flags = in(reg) flags, in("rcx") target.as_ptr(), in("rax") 1u64, options(noreturn)
+        )
+    }
 }
 
 /// Loads flags with IRETQ, which returns to the same ring.

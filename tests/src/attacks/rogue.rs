@@ -33,7 +33,7 @@ const OTHER_PLACES: &[(&str, &str)] = &[
     ("0x123456789000", "unmapped"),
     // The registers of the network card, at the kernel's address for them.
     ("0xffff8000feb80000", "device registers"),
-    ("0xffffffff81000000", "guard below a kernel stack"),
+    ("0xffffffff810af000", "guard below a kernel stack"),
     ("0xffffffff81100000", "guard below a kernel stack"),
     // The first page and the stack of the second driver, which is in slot 0, and a free slot.
     ("0x8000430000", "another domain's slot"),
@@ -512,6 +512,9 @@ pub const HARMLESS: &[(&str, Option<u64>, &str)] = &[
     ("rdtscp", None, "time is no secret"),
     ("cpuid", None, "nor is the CPU"),
     ("endbr64", Some(0), "does nothing without CET"),
+    ("return-gate-flags 0x400", Some(1), "the kernel clears DF"),
+    ("return-gate-flags 0x4000", Some(1), "the kernel clears NT"),
+    ("return-gate-flags 0x244cd5", Some(1), "the kernel clears all flags"),
     ("stale", Some(0), "memory that it gets is empty, though others wrote there"),
     ("emms", Some(0), "QEMU does not look at CR0.EM; there is no x87 state to clear"),
     ("prefetch-kernel", None, "a prefetch does not fault and returns nothing"),

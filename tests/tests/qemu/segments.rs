@@ -752,6 +752,18 @@ fn segments_of_virtual_8086_mode_are_left_to_nobody() {
     assert!(text.faults("template").is_empty(), "{text}");
 }
 
+/// An interrupt leaves a driver the segments that it has loaded. The loop takes many ticks.
+#[test]
+fn interrupts_leave_a_driver_its_segments() {
+    if !are_built() {
+        return;
+    }
+    let text = boot_well(&bare(
+        "limits command-ms 10000; insmod rogue-segment; tell rogue-segment segments-over-interrupts 8000000; irqs",
+    ));
+    assert_says(&text, "rogue-segment: 1 (0x1)");
+}
+
 /// Bochs checks the limits and types of segments, and enters no virtual-8086 mode.
 #[test]
 #[ignore = "long: `make test-all` runs it"]

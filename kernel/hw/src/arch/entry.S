@@ -277,7 +277,8 @@ into_driver:
     iretq
 
 /* Loads the root of a segmented domain, in RAX, and the segments of 32-bit code: DS, ES driver data; FS, GS null. Mostly all
-   of them are there: one branch tells that, as QEMU translates the code between two branches as a whole. R8 and R9 are
+   of them are there: one branch tells that, as QEMU translates the code between two branches as a whole. With another
+   root all are loaded anew: virtual-8086 mode leaves segments whose selectors do not tell their bases. R8 and R9 are
    used. */
 .macro LOAD_SEGMENTED
     mov r8d, ds
@@ -478,15 +479,7 @@ trap_enter:
     jmp 2f
 
 4:  mov qword ptr [rip + {cpu} + {cpu_in_segment}], 0
-    test dword ptr [rbp + {trap_rflags}], {virtual_8086}
-    jz 6f
-    /* Virtual-8086 mode leaves segments whose selectors do not tell their bases: nobody may take them for the driver's. */
-    xor ecx, ecx
-    mov ds, ecx
-    mov es, ecx
-    mov fs, ecx
-    mov gs, ecx
-6:  mov rdi, rbp                        /* from a segmented driver: the frame in its page, whatever root a handler loads */
+    mov rdi, rbp                        /* from a segmented driver: the frame in its page, whatever root a handler loads */
     sub rdi, {stacks}
     add rdi, [rip + {cpu} + {cpu_domain_stacks}]
     mov rsp, [rip + {cpu} + {cpu_upcall_rsp}]

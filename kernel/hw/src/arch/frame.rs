@@ -38,7 +38,7 @@ pub const TRAP_FLAG: u64 = 1 << 8;
 /// VM.
 const RFLAGS_DRIVER: u64 = 0x0025_4dd5;
 /// RFLAGS.VM.
-pub(crate) const VIRTUAL_8086: u64 = 1 << 17;
+const VIRTUAL_8086: u64 = 1 << 17;
 /// The addresses that a segmented driver can name.
 pub(crate) const SEGMENT: u64 = 0xffff_ffff;
 /// IF and the bit that is always 1.

@@ -2,7 +2,7 @@
 
 use super::cpu::{self, CPU, Cpu};
 use super::entry_area;
-use super::frame::{TrapFrame, VIRTUAL_8086};
+use super::frame::TrapFrame;
 use super::handlers;
 use super::traps::{trap_from_driver, trap_from_kernel};
 use core::arch::global_asm;
@@ -47,8 +47,6 @@ global_asm!(
     frame_rsp = const offset_of!(UpcallFrame, rsp),
     frame_args = const offset_of!(UpcallFrame, args),
     trap_vector = const offset_of!(TrapFrame, vector),
-    trap_rflags = const offset_of!(TrapFrame, rflags),
-    virtual_8086 = const VIRTUAL_8086,
 );
 
 macro_rules! define_gates {

@@ -322,7 +322,6 @@ fn trap_flag_gate(_: u64) -> u64 {
 
 /// Single-steps into the gate that ends an upcall.
 fn trap_flag_return(_: u64) -> u64 {
-    const RETURN_GATE: u16 = 4 << 3 | 5;
     single_step_into(RETURN_GATE)
 }
 
@@ -454,7 +453,6 @@ fn pop_flags(set: u64, cleared: u64) -> u64 {
 
 /// Ends the upcall at the return gate with these flags set. The value is 1.
 fn return_gate_flags(flags: u64) -> u64 {
-    const RETURN_GATE: u16 = 4 << 3 | 5;
     let target = [0u16, 0, RETURN_GATE];
     // SAFETY: none. FF /3 without REX.W, as call gates require: call far [rcx].
     unsafe {
@@ -533,6 +531,9 @@ fn leaks(calls: u64) -> u64 {
     let stacks = (0..512).map(|word| unsafe { (STACKS as *const u64).add(word).read_volatile() });
     (registers.into_iter().filter(is_kernel).count() + stacks.filter(is_kernel).count()) as u64
 }
+
+/// The return gate's selector.
+const RETURN_GATE: u16 = 4 << 3 | 5;
 
 /// Returns the selector of a service's gate. The kernel defines the layout; it is no secret.
 fn selector_of(service: u16) -> u16 {

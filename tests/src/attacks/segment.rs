@@ -143,10 +143,10 @@ const ANSWERS: [(&str, u64); 16] = [
     ("syscall-with-flags 244cd5", 1),
     ("return-gate-with-flags 400", 1),
     ("return-gate-with-flags 4000", 1),
+    ("return-gate-with-flags 244cd5", 1),
     ("leave-with-flags 400", 1),
     ("leave-with-flags 4000", 1),
     ("leave-with-flags 244cd5", 1),
-    ("return-gate-with-flags 244cd5", 1),
 ];
 
 /// Returns the attacks, with the outcomes on a CPU on which these differ.

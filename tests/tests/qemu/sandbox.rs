@@ -269,8 +269,9 @@ fn the_attack_table_is_current() {
     assert!(std::fs::read_to_string(&path).unwrap() == page, "docs/attacks.md is not what the tests say");
 }
 
-/// The instructions of gates that an interrupt can hit. A call gate leaves interrupts on, and the
-/// gate's code turns them off next. The return turns them on after its last instruction.
+/// The instructions of gates that an interrupt can hit, with the driver's root loaded. A call gate
+/// leaves interrupts on. The code of a service's gate turns them off next, and the return turns
+/// them on after its last instruction. The return gate leaves the root first.
 const INTERRUPTED: [&str; 4] = ["gate_0+0x0", "gate_0+0x2", "gate_return+0x0", "gate_return+0x8"];
 /// The same for segmented drivers: the last instruction on the way in, and the first one behind the
 /// way out.
@@ -292,8 +293,8 @@ fn interrupts_hit_every_instruction_that_they_can() {
     let mut seen = BTreeSet::new();
     let in_segments = if are_built() { &INTERRUPTED_IN_SEGMENTS[..] } else { &[] };
     while !INTERRUPTED.iter().chain(in_segments).all(|at| seen.contains(*at)) {
-        // Calls through gates, and then upcalls, which also end in a gate. The kernel must leave no
-        // data where a driver can read it.
+        // Calls through gates, and then upcalls, which end in another gate, or by SYSCALL. The
+        // kernel must leave no data where a driver can read it.
         running.type_line("repeat 20 tell rogue leaks 2000").unwrap();
         for line in std::iter::from_fn(|| Some(running.wait_for("").unwrap())) {
             match line {

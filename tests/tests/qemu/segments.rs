@@ -762,6 +762,8 @@ fn interrupts_leave_a_driver_its_segments() {
         "limits command-ms 10000; insmod rogue-segment; tell rogue-segment segments-over-interrupts 8000000; irqs",
     ));
     assert_says(&text, "rogue-segment: 1 (0x1)");
+    let hit = text.lines().find_map(|line| line.split_once(" in drivers, ")?.0.parse::<u64>().ok());
+    assert!(hit.is_some_and(|hit| hit > 0), "{text}");
 }
 
 /// Bochs checks the limits and types of segments, and enters no virtual-8086 mode.

@@ -112,7 +112,7 @@ pub(crate) fn set_user(shim: u64, entry: u64, granted: Imports) {
 /// Runs `then` with SYSCALL and SYSRET for ring 3. SMAP is off, as `enter_trusted` pushes to the
 /// driver's stack. Interrupts are off while the driver runs: SYSRET and SFMASK see to that.
 pub fn with_syscall<R>(then: impl FnOnce() -> R) -> R {
-    // SYSCALL is off in the kernel's root, and stays as it is set here.
+    // Leave a segmented root now: to leave it later would switch SYSCALL off.
     cpu::load_kernel_root();
     let cr4 = Cr4::read();
     let masked = RFlags::INTERRUPT_FLAG | RFlags::TRAP_FLAG | RFlags::DIRECTION_FLAG;
@@ -120,8 +120,7 @@ pub fn with_syscall<R>(then: impl FnOnce() -> R) -> R {
     LStar::write(VirtAddr::new_truncate(bench_syscall as *const () as u64));
     // SAFETY: SYSCALL leads to `bench_syscall` with the kernel's segments. That code is mapped in
     // the kernel's root, whose driver is the one of `set_user`. In the root of a paged domain it is
-    // not, so that SYSCALL there ends the driver. Compatibility mode has no SYSCALL on Intel's
-    // CPUs, and no segmented driver runs meanwhile.
+    // not, so that SYSCALL there ends the driver. No segmented driver runs meanwhile.
     unsafe {
         Star::write_raw(SYSRET_BASE, descriptor::KERNEL_CODE);
         Cr4::write(cr4 - Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION);

@@ -126,7 +126,8 @@ pub fn init() -> Protections {
         );
         Cr4::write(cr4);
     }
-    // SAFETY: interrupts are off, and stay so. Drivers run with the flags that the kernel has.
+    // SAFETY: interrupts are off, and stay so. Segmented and trusted drivers run with the
+    // kernel's flags.
     unsafe { rflags::write_raw(0) };
     msr::SYSENTER_CS.write(0);
     protections

@@ -8,8 +8,9 @@
        32-bit code, with whatever CS the driver likes.
      - A call gate clears no flags: IF, TF, DF, AC and NT are as the driver left them until the first POPFQ, or at the end
        of an upcall until `leave_upcall` looks at them. SYSCALL clears all but IF.
-     - RSP points into the stacks' page of the loaded root, but behind SYSCALL, which leaves that of the driver. Each root maps a frame of its own at that address, so a value
-       on the stack is out of reach after a write to CR3: values cross in registers.
+     - RSP points into the stacks' page of the loaded root, but behind SYSCALL, which leaves that of the driver. Each root
+       maps a frame of its own at that address, so a value on the stack is out of reach after a write to CR3: values cross
+       in registers.
    Driver arguments: RDI, RSI, RDX (System V). Free for this code: RAX, R9, R10, R11.
 
    Not taken:
@@ -93,7 +94,7 @@ gate_enter:
 1:
 .endm
 
-/* Before any other root than a segmented domain's is loaded: nobody there has SYSCALL. R9 is used. */
+/* Says that another root than a segmented domain's is loaded next, or was: nobody there has SYSCALL. R9 is used. */
 .macro LEAVE_ROOT
     cmp qword ptr [rip + {cpu} + {cpu_root}], 0
     je 1f

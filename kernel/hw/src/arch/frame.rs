@@ -67,7 +67,7 @@ impl TrapFrame {
         self.rflags & VIRTUAL_8086 != 0
     }
 
-    /// Returns whether the trap hit the driver's own code, and not a gate that it has called.
+    /// Returns whether the trap hit the driver's own code, and not entry code.
     pub fn is_in_driver(&self) -> bool {
         self.cs == u64::from(DRIVER_CODE)
     }

@@ -21,8 +21,8 @@ use x86_64::registers::rflags::RFlags;
 
 /// The MSR with the address to which SYSCALL leads in compatibility mode (APM vol. 2, 6.1.1).
 const CSTAR: u32 = 0xc000_0083;
-/// The makers, by CPUID 0, whose CPUs have SYSCALL in compatibility mode.
-const MAKERS: [&[u8]; 2] = [b"AuthenticAMD", b"HygonGenuine"];
+/// The vendors, by CPUID 0, whose CPUs have SYSCALL in compatibility mode.
+const VENDORS: [&[u8]; 2] = [b"AuthenticAMD", b"HygonGenuine"];
 /// The bit of CPUID 8000_0001, EDX, that says that there is SYSCALL.
 const SYSCALL: u32 = 1 << 11;
 
@@ -30,8 +30,8 @@ const SYSCALL: u32 = 1 << 11;
 /// the first segmented domain runs ([`super::confinement`]).
 pub fn init() {
     let CpuidResult { ebx, ecx, edx, .. } = __cpuid(0);
-    let maker = [ebx, edx, ecx].map(u32::to_le_bytes);
-    if MAKERS.contains(&maker.as_flattened()) && __cpuid(0x8000_0001).edx & SYSCALL != 0 {
+    let vendor = [ebx, edx, ecx].map(u32::to_le_bytes);
+    if VENDORS.contains(&vendor.as_flattened()) && __cpuid(0x8000_0001).edx & SYSCALL != 0 {
         lead_to_end();
         cpu::this().segment_efer.set((EFER | EferFlags::SYSTEM_CALL_EXTENSIONS).bits());
     }

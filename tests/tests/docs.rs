@@ -242,6 +242,29 @@ fn prose_fits_100_columns() {
     assert!(long.is_empty(), "{}", long.join("\n"));
 }
 
+/// No file of the repository is large: neither a dump of memory nor the output of a build is
+/// committed by mistake.
+#[test]
+fn no_file_of_the_repository_is_large() {
+    const MOST_BYTES: u64 = 1 << 20;
+    let project = ringfence::project();
+    // The sources may be had without the repository.
+    if !project.join(".git").exists() {
+        return;
+    }
+    let listed = std::process::Command::new("git")
+        .args(["-c", "safe.directory=*", "ls-files", "-z"])
+        .current_dir(&project)
+        .output()
+        .unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let names = String::from_utf8(listed.stdout).unwrap();
+    // A file that is about to be deleted is not there any more.
+    let bytes = |name: &str| std::fs::metadata(project.join(name)).map_or(0, |metadata| metadata.len());
+    let large: Vec<&str> = names.split_terminator('\0').filter(|name| bytes(name) > MOST_BYTES).collect();
+    assert!(names.len() > 1000 && large.is_empty(), "{large:?}");
+}
+
 /// The oldest Rust that is allowed is the version with which everything is run.
 #[test]
 fn the_oldest_rust_is_the_one_that_is_tested() {

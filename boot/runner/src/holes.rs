@@ -214,9 +214,13 @@ impl Text {
         tcg::holes(&self.bytes).map(|(at, _)| at).find(|at| *at >= from)
     }
 
-    /// Returns the offsets of all holes.
-    fn holes(&self) -> BTreeSet<usize> {
-        tcg::holes(&self.bytes).map(|(at, _)| at).collect()
+    /// Returns the offsets of the holes that the bytes of `place` can be a part of: no instruction
+    /// is longer than [`tcg::MAX_INSTRUCTION`].
+    fn holes_around(&self, place: &Range<usize>) -> Vec<usize> {
+        let first = place.start.saturating_sub(tcg::MAX_INSTRUCTION - 1);
+        let end = (place.end + tcg::MAX_INSTRUCTION).min(self.bytes.len());
+        let found = tcg::holes(&self.bytes[first..end]).map(|(at, _)| first + at);
+        found.take_while(|at| *at < place.end).collect()
     }
 
     /// Decodes the instructions of a function; `None` if not all of its bytes are instructions.
@@ -259,27 +263,32 @@ impl Text {
         let (Some(first), Some(last)) = (group.first(), group.last()) else { return false };
         let start = (first.ip() - self.address) as usize;
         let end = (last.next_ip() - self.address) as usize;
-        let before = self.holes();
-        for skipped in 0..16 {
+        // A hole in the first byte of a distance is gone a few bytes on, one in the second byte 256
+        // bytes on.
+        for skipped in (0..16).chain(256..272) {
             for variant in 0..VARIANTS {
                 let to = self.room.start + skipped;
                 let Some(moved) = self.moved(group, to, variant) else { continue };
                 if to + moved.len() > self.room.end {
                     return false;
                 }
-                let kept = (self.bytes[start..end].to_vec(), self.bytes[to..to + moved.len()].to_vec());
+                let places = [start..end, to..to + moved.len()];
+                let holes = |text: &Text| places.each_ref().map(|place| text.holes_around(place)).concat();
+                let before = holes(self);
+                let kept = places.each_ref().map(|place| self.bytes[place.clone()].to_vec());
                 self.bytes[start..end].fill(FILLER);
                 self.bytes[start..start + JMP_BYTES].copy_from_slice(&jump(start, to));
                 self.bytes[to..to + moved.len()].copy_from_slice(&moved);
                 // The group's holes are gone, and no new one has come.
-                if self.holes().iter().all(|at| before.contains(at) && !(start..end).contains(at)) {
+                if holes(self).iter().all(|at| before.contains(at) && !(start..end).contains(at)) {
                     self.room.start = to + moved.len();
                     self.targets.insert(self.address + end as u64);
                     self.left.push(start..end);
                     return true;
                 }
-                self.bytes[start..end].copy_from_slice(&kept.0);
-                self.bytes[to..to + moved.len()].copy_from_slice(&kept.1);
+                for (place, bytes) in places.into_iter().zip(kept) {
+                    self.bytes[place].copy_from_slice(&bytes);
+                }
             }
         }
         false
@@ -338,9 +347,10 @@ fn jump(from: usize, to: usize) -> [u8; JMP_BYTES] {
 }
 
 /// The encodings that are tried: as it is; with a [`NOP`] behind it; with a SIB byte; with other
-/// displacements, or another constant; with both. In code of 32 bits an operand may be at a fixed
-/// address; other displacements are then those from a register that is saved before.
-const VARIANTS: usize = 3 + 2 * STEPS.len();
+/// displacements, or another constant; with both; with another constant that is stored. In code of
+/// 32 bits an operand may be at a fixed address; other displacements are then those from a register
+/// that is saved before.
+const VARIANTS: usize = 3 + 3 * STEPS.len();
 /// A no-operation of two bytes.
 const NOP: [u8; 2] = [0x66, 0x90];
 /// The most that the stack pointer is lowered by.
@@ -374,10 +384,13 @@ fn encode(instruction: &Instruction, bytes: &[u8], at: u64, variant: usize) -> O
                 (with_sum(instruction, bytes, summand)?, summand)
             }
             Some(step) => (with_step(instruction, bytes, *step, false)?, *step),
-            None => {
-                let step = *STEPS.get(variant - 3 - STEPS.len())?;
-                (with_step(instruction, &with_sib(instruction, bytes)?, step, true)?, step)
-            }
+            None => match STEPS.get(variant - 3 - STEPS.len()) {
+                Some(step) => (with_step(instruction, &with_sib(instruction, bytes)?, *step, true)?, *step),
+                None => {
+                    let summand = *SUMMANDS.get(variant - 3 - 2 * STEPS.len())?;
+                    (with_stored_sum(instruction, bytes, summand)?, summand)
+                }
+            },
         },
     };
     means_the_same(instruction, &code, step).then_some(code)
@@ -398,6 +411,31 @@ fn with_sum(instruction: &Instruction, bytes: &[u8], step: u32) -> Option<Vec<u8
     };
     let load = [bytes.get(..bytes.len().checked_sub(width)?)?, constant.to_le_bytes().get(..width)?].concat();
     Some([load, lea(register, step as i32, instruction.code_size() == CodeSize::Code64)].concat())
+}
+
+/// Encodes the store of a constant of 32 bits as a store of a register: the register is saved on
+/// the stack, loaded with a constant that is smaller by `step`, raised by as much, stored at once,
+/// and restored. None of that changes flags.
+fn with_stored_sum(instruction: &Instruction, bytes: &[u8], step: u32) -> Option<Vec<u8>> {
+    const MOV_FROM_REGISTER: u8 = 0x89;
+    let whole = [instruction.memory_base(), instruction.memory_index()].map(Register::full_register32);
+    // PUSH moves the stack pointer.
+    if instruction.code() != Code::Mov_rm32_imm32
+        || instruction.op0_kind() != OpKind::Memory
+        || whole.contains(&Register::ESP)
+    {
+        return None;
+    }
+    let register = *BASES.iter().find(|base| !whole.contains(base))?;
+    let number = register.number() as u8;
+    let constant = instruction.immediate32().wrapping_sub(step).to_le_bytes();
+    let mut store = bytes.get(..bytes.len().checked_sub(4)?)?.to_vec();
+    // The opcode is behind a prefix, if there is one, and before ModRM, which names no register.
+    let opcode = store.iter().position(|byte| *byte == MOV_TO_MEMORY)?;
+    store[opcode] = MOV_FROM_REGISTER;
+    *store.get_mut(opcode + 1)? |= number << 3;
+    let raised = lea(register, step as i32, instruction.code_size() == CodeSize::Code64);
+    Some([&[PUSH | number, MOV_IMMEDIATE | number][..], &constant, &raised, &store, &[POP | number]].concat())
 }
 
 /// Returns LEA with a register as the base and the destination. In 64-bit code, `is_wide`, the
@@ -458,11 +496,13 @@ fn with_base(instruction: &Instruction, bytes: &[u8], step: u32) -> Option<Vec<u
 const PUSH: u8 = 0x50;
 const POP: u8 = 0x58;
 const MOV_IMMEDIATE: u8 = 0xb8;
+/// MOV of a constant of 32 bits to memory.
+const MOV_TO_MEMORY: u8 = 0xc7;
 
 /// Returns whether code, as the decoder understands it, does the same as an instruction: the same
 /// operation on the same operands, with a base register that is lowered by `step` before and raised
 /// by as much afterwards, or that is loaded between PUSH and POP; or the same constant, as a sum
-/// with `step`.
+/// with `step`, that is in a register or stored out of one.
 fn means_the_same(instruction: &Instruction, code: &[u8], step: u32) -> bool {
     let decoded: Vec<Instruction> = decoder(instruction, code).into_iter().collect();
     let is_wide = instruction.memory_base().is_gpr64();
@@ -514,6 +554,29 @@ fn means_the_same(instruction: &Instruction, code: &[u8], step: u32) -> bool {
                 && base != Register::ESP
                 && !is_named
                 && same == *instruction
+        }
+        [push, load, add, store, pop] => {
+            let register = load.op0_register();
+            let saved = if load.code_size() == CodeSize::Code64 { register.full_register() } else { register };
+            let codes = match load.code_size() {
+                CodeSize::Code64 => [Code::Push_r64, Code::Pop_r64],
+                _ => [Code::Push_r32, Code::Pop_r32],
+            };
+            let operand = |one: &Instruction| {
+                let displacement = (one.memory_displacement64(), one.memory_displ_size());
+                (one.memory_base(), one.memory_index(), one.memory_index_scale(), displacement, one.segment_prefix())
+            };
+            let uses = [instruction.memory_base(), instruction.memory_index()].map(Register::full_register);
+            instruction.code() == Code::Mov_rm32_imm32
+                && ([push.code(), pop.code()], load.code()) == (codes, Code::Mov_r32_imm32)
+                && [push, pop].map(Instruction::op0_register) == [saved, saved]
+                && (add.code(), add.op0_register(), add.memory_base()) == (Code::Lea_r32_m, register, saved)
+                && (add.memory_index(), add.memory_displacement32() as i32) == (Register::None, step)
+                && load.immediate32().wrapping_add_signed(step) == instruction.immediate32()
+                && (store.code(), store.op1_register()) == (Code::Mov_rm32_r32, register)
+                && operand(store) == operand(instruction)
+                && !uses.contains(&register.full_register())
+                && !uses.contains(&Register::RSP)
         }
         _ => false,
     }
@@ -723,7 +786,7 @@ mod tests {
         assert_eq!(encoded(&load, 4).unwrap(), ["mov rax,0FD08E5500FCB7h", "lea rax,[rax+51h]"]);
         assert_eq!(encoded(&load, 8).unwrap(), ["mov rax,0FD08DD5FFFB05h", "lea rax,[rax+7F010203h]"]);
         let mut text = code(&[&load[..], &[0xc3]].concat(), &[]);
-        assert!(text.mend(6) && text.holes().is_empty());
+        assert!(text.mend(6) && text.hole_from(0).is_none());
         assert_eq!(encoded(&[0x41, 0xb9, 0x8e, 0xd0, 0, 0], 3).unwrap(), ["mov r9d,0D086h", "lea r9d,[r9+8]"]);
         assert_eq!(encoded(&[0xbc, 0x8e, 0xd0, 0, 0], 3).unwrap(), ["mov esp,0D086h", "lea esp,[rsp+8]"]);
         assert_eq!(encoded_32(&[0xbe, 0x8e, 0xd0, 0, 0], 3).unwrap(), ["mov esi,0D086h", "lea esi,[esi+8]"]);
@@ -734,6 +797,41 @@ mod tests {
             let mut wrong = code.clone();
             wrong[at] = byte;
             assert!(!means_the_same(&decoded(&load)[0], &wrong, 0x51), "{wrong:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_constant_is_stored_out_of_a_register() {
+        const SUM: usize = 3 + 2 * STEPS.len();
+        // mov dword [ebp-14h],4B8EA0h, and the same at [esi+edi*4+1000h] and at [430000h].
+        let store = [0xc7, 0x45, 0xec, 0xa0, 0x8e, 0x4b, 0];
+        let stored = ["push esi", "mov esi,4B8E98h", "lea esi,[esi+8]", "mov [ebp-14h],esi", "pop esi"];
+        assert_eq!(encoded_32(&store, SUM).unwrap(), stored);
+        let indexed = encoded_32(&[0xc7, 0x84, 0xbe, 0, 0x10, 0, 0, 0xa0, 0x8e, 0x4b, 0], SUM + 1).unwrap();
+        let stored = ["push ebx", "mov ebx,4B8E4Fh", "lea ebx,[ebx+51h]", "mov [esi+edi*4+1000h],ebx", "pop ebx"];
+        assert_eq!(indexed, stored);
+        let fixed = [0xc7, 0x05, 0, 0, 0x43, 0, 0xa0, 0x8e, 0x4b, 0];
+        assert_eq!(encoded_32(&fixed, SUM + 2).unwrap()[3], "mov [430000h],esi");
+        let text_of = |bytes: &[u8]| code_of(32, &[bytes, &[0xc3]].concat(), &[]);
+        for (bytes, at) in [(&store[..], 4), (&fixed, 7)] {
+            let mut text = text_of(bytes);
+            assert!(text.mend(at) && text.hole_from(0).is_none());
+        }
+        // 64-bit code, with a prefix: mov dword [r8+10h],8EA0h
+        assert_eq!(
+            encoded(&[0x41, 0xc7, 0x40, 0x10, 0xa0, 0x8e, 0, 0], SUM).unwrap(),
+            ["push rsi", "mov esi,8E98h", "lea esi,[rsi+8]", "mov [r8+10h],esi", "pop rsi"]
+        );
+        // [esp+8] is elsewhere behind PUSH, and a constant of 16 bits is another store.
+        assert_eq!(encoded_32(&[0xc7, 0x44, 0x24, 8, 0xa0, 0x8e, 0x4b, 0], SUM), None);
+        assert_eq!(encoded_32(&[0x66, 0xc7, 0x45, 0xec, 0xa0, 0x8e], SUM), None);
+        // Another register each, another sum, and another operand.
+        let code = encode(&decoded_32(&store), &store, 0x9000, SUM).unwrap();
+        assert!(means_the_same(&decoded_32(&store), &code, 8));
+        for (at, byte) in [(0, 0x57), (1, 0xbf), (2, 0x99), (7, 0xbe), (8, 9), (13, 0x7d), (14, 0xf0), (15, 0x5f)] {
+            let mut wrong = code.clone();
+            wrong[at] = byte;
+            assert!(!means_the_same(&decoded_32(&store), &wrong, 8), "{wrong:02x?}");
         }
     }
 
@@ -827,8 +925,8 @@ mod tests {
         // mov rcx,[r14+108Eh]: a load of CS at ModRM, and a load of SS in the displacement.
         let function = [0x49, 0x8b, 0x8e, 0x8e, 0x10, 0, 0, 0xc3];
         let mut text = code(&function, &[]);
-        assert_eq!(text.holes(), BTreeSet::from([2, 3]));
-        assert!(text.mend(2) && text.holes().is_empty());
+        assert_eq!(text.holes_around(&(0..function.len())), [2, 3]);
+        assert!(text.mend(2) && text.hole_from(0).is_none());
         assert_eq!(text.bytes[0], JMP);
     }
 
@@ -881,7 +979,7 @@ mod tests {
         let with = |entries: [u32; 2]| code_of(32, &function, &[(0x2000, &entries.map(u32::to_le_bytes).concat())]);
         let mut text = with([0x1007, 0x100e]);
         assert!(text.targets.contains(&0x100e) && text.unknown.is_empty());
-        assert!(text.mend(13) && text.holes().is_empty());
+        assert!(text.mend(13) && text.hole_from(0).is_none());
         assert_eq!((text.left.len(), &text.left[0], text.bytes[7]), (1, &(7..14), JMP));
         // The jump with the hole is where an entry leads to; the instruction behind it as well.
         assert!(!with([0x100c, 0x100e]).mend(13));
@@ -904,7 +1002,7 @@ mod tests {
         assert!(text.mend(2));
         assert_eq!((text.left.len(), &text.left[0]), (1, &(0..7)));
         assert!(text.targets.contains(&0x1007));
-        assert!(text.mend(10) && text.holes().is_empty());
+        assert!(text.mend(10) && text.hole_from(0).is_none());
         assert_eq!((text.left[1].start, text.bytes[7]), (7, JMP));
     }
 
@@ -914,6 +1012,18 @@ mod tests {
         let function = [&[0x0f, 0x8e, 0x03, 0, 0, 0][..], &SHORT, &SHORT, &[0x90, 0x90, 0xc3]].concat();
         let text = code(&function, &[]);
         assert!(text.targets.contains(&0x1009));
+    }
+
+    #[test]
+    fn a_jump_back_with_a_hole_is_moved_farther() {
+        // mov rcx,[r14+0C8h], and the room 718Bh bytes behind it: the way back is FFFF8Exxh.
+        let function = [&[0x49, 0x8b, 0x8e, 0xc8, 0, 0, 0][..], &[0x90; 0x7180], &[0xc3]].concat();
+        let mut text = code(&function, &[]);
+        text.bytes.resize(function.len() + 600, FILLER);
+        text.room.end = text.bytes.len();
+        assert!(text.mend(2) && text.hole_from(0).is_none());
+        assert!(text.room.start > function.len() + 256);
+        assert_eq!(text.bytes[function.len()..function.len() + 256], [FILLER; 256]);
     }
 
     /// A SIB byte with a scale looks like a ModRM byte.

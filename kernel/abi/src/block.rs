@@ -44,7 +44,8 @@ pub const BLOCK_WRITE_LATE: u32 = 3;
 pub const BLOCK_WRITE_LAST: u32 = 4;
 /// As [`BLOCK_WRITE`], by a filesystem to the disk that it uses: it may reach the disk before the
 /// [late](BLOCK_WRITE_LATE) writes that came before it. The filesystem must make sense without
-/// those.
+/// those. Early writes that follow each other, to different blocks, may reach the disk in any
+/// order.
 pub const BLOCK_WRITE_EARLY: u32 = 5;
 
 /// When the disk of a filesystem gets a write, if its power may be cut at any moment.
@@ -56,7 +57,8 @@ pub enum Order {
     Late,
     /// Late, and the last of a group of late writes ([`BLOCK_WRITE_LAST`]).
     Last,
-    /// Behind the writes before it, except for those that are late ([`BLOCK_WRITE_EARLY`]).
+    /// Behind the writes before it, except for those that are late, and for early ones right before
+    /// it ([`BLOCK_WRITE_EARLY`]).
     Early,
 }
 

@@ -15,6 +15,7 @@ use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use core::task::{Poll, Waker};
+use embassy_futures::join::join_array;
 use embassy_sync::waitqueue::AtomicWaker;
 use embassy_time::{Duration, Instant, Timer, with_deadline};
 use hw::console::{self, Source};
@@ -22,7 +23,7 @@ use hw::memory::{buffer, has_room, heap_use, reclaim};
 use hw::task::wait_in;
 use log::Level;
 use ringfence_abi::block::Order;
-use ringfence_core::block_cache::{self, Counts, Fill, MOST_AT_ONCE, PAGE_BYTES};
+use ringfence_core::block_cache::{self, Counts, Fill, MOST_AT_ONCE, MOST_EARLY, PAGE_BYTES};
 use spin::Mutex;
 
 /// How long the first of some writes waits for others: they may become one.
@@ -386,7 +387,7 @@ impl Cache {
                 // Whoever waits has queued the late writes: the next round sees them, and the flag.
                 let is_waited_for = has_next && self.is_waited_for.swap(false, Ordering::AcqRel);
                 let content = self.content.lock();
-                match is_waited_for || content.has_whole_write() || content.has_next() != has_next {
+                match is_waited_for || content.has_enough() || content.has_next() != has_next {
                     true => Poll::Ready(()),
                     false => Poll::Pending,
                 }
@@ -416,14 +417,17 @@ impl Cache {
         loop {
             // There may always be more.
             self.end_late(late_until);
-            let Some((at, bytes)) = self.content.lock().next_write() else { return };
-            let lba = at / self.block_bytes as u64;
-            let outcome = match self.disk().await {
-                Ok(disk) => disk.write(lba, &bytes).await,
-                Err(gone) => Err(gone),
+            let writes: [Option<(u64, Vec<u8>)>; MOST_EARLY] = {
+                let mut content = self.content.lock();
+                core::array::from_fn(|_| content.next_write())
             };
-            match outcome {
-                Ok(()) => self.content.lock().written(bytes),
+            let Some((at, _)) = &writes[0] else { return };
+            let lba = at / self.block_bytes as u64;
+            match self.put(&writes).await {
+                Ok(()) => {
+                    let mut content = self.content.lock();
+                    writes.into_iter().flatten().for_each(|(_, bytes)| content.written(bytes));
+                }
                 Err(error) => {
                     let lost = self.content.lock().failed();
                     self.has_failed.store(true, Ordering::Release);
@@ -434,6 +438,16 @@ impl Cache {
             }
             self.wake();
         }
+    }
+
+    /// Gives writes to the disk at the same time.
+    async fn put(&self, writes: &[Option<(u64, Vec<u8>)>; MOST_EARLY]) -> Outcome {
+        let disk = self.disk().await?;
+        let one = async |write: &Option<(u64, Vec<u8>)>| match write {
+            Some((at, bytes)) => disk.write(at / self.block_bytes as u64, bytes).await,
+            None => Ok(()),
+        };
+        join_array(writes.each_ref().map(one)).await.into_iter().collect()
     }
 
     /// Reads a range ahead.

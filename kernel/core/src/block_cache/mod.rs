@@ -6,7 +6,9 @@
 //! continues the first one on the disk, or replaces its last sector.
 //!
 //! A filesystem may say of a write that it may come **late**, and of another that it may come
-//! **early**, before the late ones that were made before it ([`Order`]). Late writes come in
+//! **early**, before the late ones that were made before it ([`Order`]). Early writes that follow
+//! each other, to different places, are given to the disk at once, and in any order: a disk does
+//! several of them in little more time than one. Late writes come in
 //! groups. A group takes the place of the end of the late writes before it, if it writes the same
 //! blocks in the same order. So a file that grows piece by piece costs one write of its length and
 //! its place on the disk, not one for each piece. Only the filesystem knows that its disk makes
@@ -32,6 +34,8 @@ const SECTOR: usize = 512;
 pub const MOST_AT_ONCE: usize = 64 << 10;
 /// The most bytes that wait to be written.
 const MOST_WAITING: usize = 1 << 20;
+/// The most early writes that the disk has at once.
+pub const MOST_EARLY: usize = 4;
 /// The most writes that are late.
 const MOST_LATE: usize = 64;
 /// The longest disk, in bytes: sums of positions and lengths stay far from the end of 64 bits.
@@ -46,6 +50,8 @@ struct Write {
     bytes: Vec<u8>,
     /// The number of the last write in it.
     number: u64,
+    /// Whether all writes in it are early.
+    is_early: bool,
 }
 
 impl Write {
@@ -80,11 +86,28 @@ impl Late {
 }
 
 /// Bytes for a write, with those of the last write that waits if it becomes one with it: where they
-/// begin, and how many there were before.
+/// begin, how many there were before, and whether those are early.
 struct Joined {
     start: u64,
     before: usize,
+    is_early: bool,
     bytes: Vec<u8>,
+}
+
+/// A write that the disk has right now.
+struct UnderWay {
+    at: u64,
+    len_bytes: usize,
+    number: u64,
+    is_early: bool,
+}
+
+impl UnderWay {
+    /// Returns whether another write may be on the disk before this one.
+    fn lets_pass(&self, other: &Write) -> bool {
+        let is_elsewhere = other.end() <= self.at || self.at + self.len_bytes as u64 <= other.at;
+        self.is_early && other.is_early && is_elsewhere
+    }
 }
 
 /// Reads that follow one another.
@@ -136,8 +159,8 @@ pub struct Cache {
     late: Vec<Late>,
     group: Vec<Late>,
     late_bytes: usize,
-    /// The write that the disk has right now: where it begins, its length, and its number.
-    under_way: Option<(u64, usize, u64)>,
+    /// The writes that the disk has right now. There is room for [`MOST_EARLY`].
+    under_way: VecDeque<UnderWay>,
     /// The number of the last write, and of the last write that the disk has done.
     last: u64,
     done: u64,
@@ -158,7 +181,7 @@ impl Cache {
             late: Vec::new(),
             group: Vec::new(),
             late_bytes: 0,
-            under_way: None,
+            under_way: VecDeque::with_capacity(MOST_EARLY),
             last: 0,
             done: 0,
             streams: [Stream::default(); STREAMS],
@@ -194,15 +217,16 @@ impl Cache {
         self.done
     }
 
-    /// Returns whether a write of the longest kind waits for the disk: more would not make it
-    /// longer.
-    pub fn has_whole_write(&self) -> bool {
-        self.waiting_bytes >= MOST_AT_ONCE
+    /// Returns whether as much waits for the disk as it gets at once.
+    pub fn has_enough(&self) -> bool {
+        let first = self.waiting.iter().take(MOST_EARLY);
+        let at_once = if first.clone().all(|write| write.is_early) { MOST_EARLY } else { 1 };
+        self.waiting_bytes >= at_once * MOST_AT_ONCE
     }
 
     /// Returns whether the disk does not have all writes.
     pub fn is_dirty(&self) -> bool {
-        self.under_way.is_some() || self.has_next() || self.has_late()
+        !self.under_way.is_empty() || self.has_next() || self.has_late()
     }
 
     /// Returns whether a write waits that is not late.
@@ -225,8 +249,8 @@ impl Cache {
     pub fn invalidate(&mut self) {
         let waiting = self.waiting.iter().map(|write| (write.at, write.bytes.len()));
         let late = self.late.iter().chain(&self.group).map(|late| (late.at, late.bytes.len()));
-        let dirty: Vec<(u64, usize)> =
-            waiting.chain(late).chain(self.under_way.map(|(at, len_bytes, _)| (at, len_bytes))).collect();
+        let under_way = self.under_way.iter().map(|write| (write.at, write.len_bytes));
+        let dirty: Vec<(u64, usize)> = waiting.chain(late).chain(under_way).collect();
         self.content.invalidate(&dirty);
     }
 
@@ -351,14 +375,15 @@ impl Cache {
             }
             return Some(());
         }
-        let Joined { start, before, mut bytes } = self.bytes_for(at, len_bytes)?;
+        let Joined { start, before, is_early, mut bytes } = self.bytes_for(at, len_bytes)?;
         let place = (at - start) as usize;
         fill(part(&mut bytes, place, len_bytes));
         // An extent that the last write holds is held once for both.
         self.content.put(at, bytes.get(place..).unwrap_or(&[]), start..start + before as u64);
         self.waiting_bytes += bytes.len() - before;
         self.last += 1;
-        self.waiting.push_back(Write { at: start, bytes, number: self.last });
+        let is_early = is_early && order == Order::Early;
+        self.waiting.push_back(Write { at: start, bytes, number: self.last, is_early });
         Some(())
     }
 
@@ -369,11 +394,11 @@ impl Cache {
         if let Some(last) = self.waiting.back_mut().filter(|last| last.takes(at, len_bytes)) {
             let (before, all) = (last.bytes.len(), (end - last.at) as usize);
             last.bytes.try_reserve(all - before).ok()?;
-            let Write { at: start, mut bytes, .. } = self.waiting.pop_back()?;
+            let Write { at: start, mut bytes, is_early, .. } = self.waiting.pop_back()?;
             bytes.resize(all, 0);
-            return Some(Joined { start, before, bytes });
+            return Some(Joined { start, before, is_early, bytes });
         }
-        Some(Joined { start: at, before: 0, bytes: self.new_bytes(len_bytes)? })
+        Some(Joined { start: at, before: 0, is_early: true, bytes: self.new_bytes(len_bytes)? })
     }
 
     /// Returns memory for a write of its own.
@@ -424,29 +449,31 @@ impl Cache {
                 self.content.release_shared(at, bytes.len(), last.at..last.end());
                 last.bytes.truncate((at - last.at) as usize);
                 last.bytes.extend_from_slice(&bytes);
-                last.number = self.last;
+                (last.number, last.is_early) = (self.last, false);
                 self.waiting_bytes += last.bytes.len() - before;
             } else {
                 self.waiting_bytes += bytes.len();
-                self.waiting.push_back(Write { at, bytes, number: self.last });
+                self.waiting.push_back(Write { at, bytes, number: self.last, is_early: false });
             }
         }
     }
 
-    /// Returns the next write for the disk: where it begins, and its bytes. There is none while the
-    /// disk has one.
+    /// Returns the next write for the disk: where it begins, and its bytes. While the disk has
+    /// writes, there is one only if it may be done before them, and they are fewer than
+    /// [`MOST_EARLY`].
     pub fn next_write(&mut self) -> Option<(u64, Vec<u8>)> {
-        if self.under_way.is_some() {
+        let next = self.waiting.front()?;
+        if self.under_way.len() >= MOST_EARLY || !self.under_way.iter().all(|before| before.lets_pass(next)) {
             return None;
         }
-        let Write { at, bytes, number } = self.waiting.pop_front()?;
-        self.under_way = Some((at, bytes.len(), number));
+        let Write { at, bytes, number, is_early } = self.waiting.pop_front()?;
+        self.under_way.push_back(UnderWay { at, len_bytes: bytes.len(), number, is_early });
         Some((at, bytes))
     }
 
-    /// Notes that the disk has done the write that it had, with these `bytes`.
+    /// Notes that the disk has done the first of the writes that it had, with these `bytes`.
     pub fn written(&mut self, bytes: Vec<u8>) {
-        let Some((at, len_bytes, number)) = self.under_way.take() else { return };
+        let Some(UnderWay { at, len_bytes, number, .. }) = self.under_way.pop_front() else { return };
         self.content.keep_spare(bytes);
         self.done = number;
         self.waiting_bytes = self.waiting_bytes.saturating_sub(len_bytes);
@@ -459,15 +486,16 @@ impl Cache {
         self.content.spare(len_bytes)
     }
 
-    /// Notes that the disk has failed to do the write that it had. Drops all writes that wait, so
-    /// that no write is on the disk without the writes before it. Forgets the content of all of
-    /// them. Returns how many bytes are lost.
+    /// Notes that the disk has failed to do a write that it had, and has no others any more. Drops
+    /// all writes that wait, so that no write is on the disk without the writes before it. Forgets
+    /// the content of all of them. Returns how many bytes are lost, at most: those of an early
+    /// write beside the one that failed may be on the disk.
     pub fn failed(&mut self) -> usize {
-        let under_way = self.under_way.take().map(|(at, len_bytes, _)| (at, len_bytes));
         self.end_late();
         let waiting = core::mem::take(&mut self.waiting);
+        let under_way = self.under_way.drain(..).map(|write| (write.at, write.len_bytes));
         let lost: Vec<(u64, usize)> =
-            under_way.into_iter().chain(waiting.iter().map(|write| (write.at, write.bytes.len()))).collect();
+            under_way.chain(waiting.iter().map(|write| (write.at, write.bytes.len()))).collect();
         lost.iter().for_each(|(at, len_bytes)| self.content.lose(*at, *len_bytes));
         self.done = self.last;
         core::mem::take(&mut self.waiting_bytes)
@@ -533,7 +561,7 @@ mod tests {
         }
         let mut writes = vec![];
         while let Some((at, bytes)) = cache.next_write() {
-            assert_eq!(cache.next_write(), None, "one at a time");
+            assert_eq!(cache.next_write(), None, "one at a time, as the order is kept");
             writes.push((at, bytes[0], bytes.len()));
             cache.written(bytes);
         }
@@ -594,6 +622,69 @@ mod tests {
         assert_eq!(drain(&mut cache), [(512, 3, 512), (2048, 3, 512), (8192, 3, 512)]);
         assert_eq!((cache.is_dirty(), cache.content.held_bytes(), cache.late_bytes), (false, 0, 0));
         assert_eq!(cache.done(), cache.last());
+    }
+
+    /// A file that grows fast: the disk gets several pieces of its data at once, and nothing else
+    /// beside them.
+    #[test]
+    fn only_early_writes_to_different_places_are_under_way_together() {
+        let mut cache = Cache::new(1 << 20, 256 << 10);
+        let early = |cache: &mut Cache, at| put_when(cache, at, &[1; 1024], Order::Early);
+        // The second overlaps the first; the last is the seventh.
+        for at in [8192, 8192, 0, 16384, 24576, 32768, 65536] {
+            assert!(early(&mut cache, at));
+        }
+        assert!(put(&mut cache, 4096, &[2; 512]) && early(&mut cache, 40960));
+        assert!(put_when(&mut cache, 2048, &[3; 512], Order::Late));
+        cache.end_late();
+        let mut rounds = vec![];
+        while cache.is_dirty() {
+            let round: Vec<_> = core::iter::from_fn(|| cache.next_write()).collect();
+            rounds.push(round.iter().map(|(at, _)| *at).collect::<Vec<_>>());
+            round.into_iter().for_each(|(_, bytes)| cache.written(bytes));
+        }
+        let expected: [&[u64]; 6] = [&[8192], &[8192, 0, 16384, 24576], &[32768, 65536], &[4096], &[40960], &[2048]];
+        assert_eq!(rounds, expected);
+        assert_eq!((cache.done(), cache.content.held_bytes(), cache.waiting_bytes), (10, 0, 0));
+        // One that becomes a part of a write whose order is kept is as that one.
+        assert!(put(&mut cache, 0, &[1; 512]) && early(&mut cache, 512) && early(&mut cache, 8192));
+        assert!(cache.next_write().is_some_and(|(_, bytes)| bytes.len() == 1536) && cache.next_write().is_none());
+        cache.written(vec![]);
+        drain(&mut cache);
+        let late = |cache: &mut Cache, at| put_when(cache, at, &[1; 512], Order::Late);
+        assert!(early(&mut cache, 0) && late(&mut cache, 1024));
+        cache.end_late();
+        assert!(early(&mut cache, 8192));
+        assert!(cache.next_write().is_some_and(|(_, bytes)| bytes.len() == 1536) && cache.next_write().is_none());
+        // A write that fails takes those beside it.
+        cache.written(vec![]);
+        drain(&mut cache);
+        assert!(
+            early(&mut cache, 8192)
+                && early(&mut cache, 0)
+                && cache.next_write().is_some()
+                && cache.next_write().is_some()
+        );
+        assert_eq!((cache.failed(), get(&mut cache, 8192, 512), get(&mut cache, 0, 512)), (2048, None, None));
+        assert_eq!((cache.is_dirty(), cache.content.held_bytes()), (false, 0));
+    }
+
+    #[test]
+    fn four_early_writes_or_one_of_another_order_are_enough() {
+        let orders = [Order::Early, Order::Early, Order::Early, Order::Early];
+        for kept in 0..=MOST_EARLY {
+            let mut cache = Cache::new(1 << 20, 1 << 20);
+            let orders = orders.into_iter().take(kept).chain([Order::Kept]);
+            let enough: Vec<bool> = (0..)
+                .zip(orders)
+                .map(|(number, order)| {
+                    assert!(!cache.has_enough() || number == MOST_EARLY as u64);
+                    put_when(&mut cache, number << 16, &[0; 65536], order) && cache.has_enough()
+                })
+                .collect();
+            let expected: Vec<bool> = (0..=kept).map(|number| number == kept || number + 1 >= MOST_EARLY).collect();
+            assert_eq!(enough, expected);
+        }
     }
 
     #[test]
@@ -828,18 +919,19 @@ mod tests {
         /// Reads see the last write, what is kept is bounded, and at each moment the disk is as it
         /// would be with the first so many writes, and the beginning of the next: also in the
         /// middle of a write, and when one fails. The order of the writes is that which was asked
-        /// for.
+        /// for: early ones that the disk has at once may come in any order.
         #[test]
         fn it_is_a_disk(steps in proptest::collection::vec((0u8..12, 0u64..120, 1usize..12, any::<u8>()), 1..300)) {
             const LEN: usize = 64 << 10;
             let mut cache = Cache::new(LEN as u64, 16 << 10);
             let (mut disk, mut newest) = (vec![0u8; LEN], vec![0u8; LEN]);
             let mut history = vec![newest.clone()];
-            // The write behind each state: where it begins, and its bytes.
+            // The write behind each state: where it begins, and its bytes. And whether it is early.
             let mut writes: Vec<(usize, Vec<u8>)> = vec![];
+            let mut are_early: Vec<bool> = vec![];
             let mut late = Model::default();
             let mut fills: Vec<(Fill, Vec<u8>)> = vec![];
-            let mut under_way: Option<(u64, Vec<u8>)> = None;
+            let mut under_way: Vec<(u64, Vec<u8>)> = vec![];
             for (step, block, blocks, byte) in steps {
                 let blocks = blocks.min(128 - block as usize);
                 let (at, len_bytes) = (block * BLOCK, blocks * BLOCK as usize);
@@ -862,16 +954,29 @@ mod tests {
                         } else if had_late && !cache.has_late() {
                             queued = late.all();
                         }
-                        for (at, bytes) in queued {
+                        // The late ones that come before it are queued first.
+                        let count = queued.len();
+                        for (number, (at, bytes)) in queued.into_iter().enumerate() {
                             history.push(with(history.last().unwrap(), at, &bytes));
                             writes.push((at, bytes));
+                            are_early.push(order == Order::Early && number + 1 == count);
                         }
                         prop_assert_eq!(cache.has_late(), !late.is_empty());
                     }
                     3 | 4 => prop_assert_eq!(&read(&mut cache, &disk, at, len_bytes), &newest[range]),
-                    5 => under_way = under_way.take().or_else(|| cache.next_write()),
+                    5 => under_way.extend(cache.next_write()),
+                    6 | 7 if under_way.len() > 1 => {
+                        let last = cache.under_way.back().unwrap().number as usize;
+                        prop_assert!(are_early[cache.done() as usize..last].iter().all(|is_early| *is_early));
+                        // The last of them may be the first that is done.
+                        for (at, bytes) in under_way.iter().rev() {
+                            disk = with(&disk, *at as usize, bytes);
+                        }
+                        under_way.drain(..).for_each(|(_, bytes)| cache.written(bytes));
+                        prop_assert!(disk == history[cache.done() as usize]);
+                    }
                     6 | 7 => {
-                        if let Some((at, bytes)) = under_way.take() {
+                        if let Some((at, bytes)) = under_way.pop() {
                             // The power may be cut in the middle.
                             let cut = usize::from(byte) * SECTOR % bytes.len();
                             let torn = with(&disk, at as usize, &bytes[..cut]);
@@ -887,7 +992,10 @@ mod tests {
                         }
                     }
                     8 if byte < 40 => {
-                        if under_way.take().is_some() {
+                        // Those beside the one that fails may be done.
+                        let done = under_way.iter().skip(1).step_by(1 + usize::from(byte % 2));
+                        disk = done.fold(disk, |disk, (at, bytes)| with(&disk, *at as usize, bytes));
+                        if !core::mem::take(&mut under_way).is_empty() {
                             cache.failed();
                             // The disk keeps its content, and all writes that it does not have are
                             // forgotten.
@@ -896,6 +1004,7 @@ mod tests {
                             history.resize(cache.done() as usize, vec![]);
                             history.push(newest.clone());
                             writes.resize(cache.done() as usize, (0, vec![]));
+                            are_early.resize(cache.done() as usize, false);
                         }
                     }
                     9 if fills.len() < 2 => {
@@ -916,7 +1025,8 @@ mod tests {
                 cache.end_fill(&fill, Some(bytes), |_| ());
             }
             cache.end_late();
-            while let Some((at, bytes)) = under_way.take().or_else(|| cache.next_write()) {
+            under_way.reverse();
+            while let Some((at, bytes)) = under_way.pop().or_else(|| cache.next_write()) {
                 disk[at as usize..at as usize + bytes.len()].copy_from_slice(&bytes);
                 cache.written(bytes);
             }

@@ -115,7 +115,7 @@ fn no_operation_needs_more_instructions_than_it_did() {
 /// Instructions of an operation on files through paged domains: the row of `bench`, the count.
 /// `cargo run -- profile ROW --outermost` says where they go.
 const INSTRUCTIONS_OF_FILES: [(&str, f64); 4] =
-    [("fs/fat/write", 105_000.0), ("fs/fat/read", 51_600.0), ("fs/fat/names", 21_700.0), ("fs/ext/read", 81_400.0)];
+    [("fs/fat/write", 103_000.0), ("fs/fat/read", 51_600.0), ("fs/fat/names", 21_700.0), ("fs/ext/read", 81_400.0)];
 
 /// As above, for files, but a tenth more is allowed: a guest that waits for the disk of a busy host
 /// takes interrupts meanwhile, in all samples.

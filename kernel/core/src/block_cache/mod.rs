@@ -7,12 +7,11 @@
 //!
 //! A filesystem may say of a write that it may come **late**, and of another that it may come
 //! **early**, before the late ones that were made before it ([`Order`]). Early writes that follow
-//! each other, to different places, are given to the disk at once, and in any order: a disk does
-//! several of them in little more time than one. Late writes come in
-//! groups. A group takes the place of the end of the late writes before it, if it writes the same
-//! blocks in the same order. So a file that grows piece by piece costs one write of its length and
-//! its place on the disk, not one for each piece. Only the filesystem knows that its disk makes
-//! sense without the late writes.
+//! each other, to different places, are given to the disk together, and it may do them in any
+//! order. Late writes come in groups. A group takes the place of the end of the late writes before
+//! it, if it writes the same blocks in the same order. So a file that grows piece by piece costs
+//! one write of its length and its place on the disk, not one for each piece. Only the filesystem
+//! knows that its disk makes sense without the late writes, and that early ones need no order.
 //!
 //! What is kept of the disk is kept in extents ([`extents`]).
 //!

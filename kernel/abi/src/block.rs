@@ -37,10 +37,12 @@ pub const BLOCK_FLUSH: u32 = 2;
 /// writes that are [early](BLOCK_WRITE_EARLY) and come after it, but before the next
 /// [`BLOCK_WRITE`] or [`BLOCK_FLUSH`].
 pub const BLOCK_WRITE_LATE: u32 = 3;
-/// As [`BLOCK_WRITE_LATE`], and it ends a group of late writes. From the first late write on that
-/// has not reached the disk and is to the same blocks as one of the group, all are left out if the
-/// group has writes to the same blocks in the same order. So a group relies on no late write before
-/// it but by the blocks that it writes again.
+/// As [`BLOCK_WRITE_LATE`], and it ends a group of late writes. Where the disk does not have a late
+/// write to the same blocks yet, the one of the group takes its place, if these come in the same
+/// order in the group as before. The others of the group come right before the next one that takes
+/// a place, or behind all. So newer content of a block may come before older late writes, if those
+/// came behind the block's older content: it must not rely on them, and they must make sense
+/// behind it.
 pub const BLOCK_WRITE_LAST: u32 = 4;
 /// As [`BLOCK_WRITE`], by a filesystem to the disk that it uses: it may reach the disk before the
 /// [late](BLOCK_WRITE_LATE) writes that came before it. The filesystem must make sense without

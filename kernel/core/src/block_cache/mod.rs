@@ -8,10 +8,11 @@
 //! A filesystem may say of a write that it may come **late**, and of another that it may come
 //! **early**, before the late ones that were made before it ([`Order`]). Early writes that follow
 //! each other, to different places, are given to the disk together, and it may do them in any
-//! order. Late writes come in groups. A group takes the place of the end of the late writes before
-//! it, if it writes the same blocks in the same order. So a file that grows piece by piece costs
-//! one write of its length and its place on the disk, not one for each piece. Only the filesystem
-//! knows that its disk makes sense without the late writes, and that early ones need no order.
+//! order. Late writes come in groups. What a group writes again takes the place of the late writes
+//! before it to the same blocks, unless it is in another order. So a file that grows piece by piece
+//! costs one write of its length and of each block of its place on the disk, not one for each
+//! piece. Only the filesystem knows that its disk makes sense without the late writes, and that
+//! early ones need no order.
 //!
 //! What is kept of the disk is kept in extents ([`extents`]).
 //!
@@ -408,23 +409,29 @@ impl Cache {
         Some(bytes)
     }
 
-    /// Ends a group of late writes. If it writes all that was to be written from one of the late
-    /// writes on, and in the same order, it takes the place of those. Otherwise they are queued.
+    /// Ends a group of late writes. Those to blocks of which there is a late write before take its
+    /// place, if they come in the order of those; if not, all those before are queued. Each other
+    /// one comes right before the next of the group that has taken a place, or behind all.
     fn end_group(&mut self) {
         let group = core::mem::take(&mut self.group);
-        let place_in_group = |late: &Late| group.iter().position(|newer| newer.is_at(late.at, late.bytes.len()));
-        let places: Vec<Option<usize>> = self.late.iter().map(place_in_group).skip_while(Option::is_none).collect();
-        let are_replaced = places.iter().all(Option::is_some) && places.is_sorted();
-        if are_replaced {
-            for Late { at, bytes } in self.late.drain(self.late.len() - places.len()..) {
-                self.late_bytes -= bytes.len();
-                // The group holds the same extents.
-                self.content.release(at, bytes.len());
-            }
-        } else {
+        let place = |late: &[Late], newer: &Late| late.iter().position(|older| older.is_at(newer.at, newer.bytes.len()));
+        if !group.iter().filter_map(|newer| place(&self.late, newer)).is_sorted() {
             self.queue_late();
         }
-        self.late.extend(group);
+        let mut next = self.late.len();
+        for newer in group.into_iter().rev() {
+            let before = place(&self.late, &newer);
+            next = before.unwrap_or(next);
+            match before.and_then(|place| self.late.get_mut(place)) {
+                Some(older) => {
+                    let Late { at, bytes } = core::mem::replace(older, newer);
+                    self.late_bytes -= bytes.len();
+                    // The newer write holds the same extents.
+                    self.content.release(at, bytes.len());
+                }
+                None => self.late.insert(next, newer),
+            }
+        }
     }
 
     /// Queues the late writes for the disk.
@@ -688,17 +695,21 @@ mod tests {
 
     #[test]
     fn late_writes_that_are_not_written_again_stay() {
-        const GROUPS: [(&[u64], &[u64]); 6] = [
+        const GROUPS: [(&[u64], &[u64]); 9] = [
             // The same, with a block before, with one behind.
             (&[1, 2], &[]),
             (&[3, 1, 2], &[]),
             (&[3, 1, 2, 4], &[]),
-            // One that the group would overtake is not in it.
-            (&[1, 2], &[3, 1, 2, 4]),
+            // Not all of them.
+            (&[3, 2], &[]),
+            // Two others: the first comes right before its successor, the second behind all.
+            (&[5, 2, 6], &[]),
             // The order is another one.
-            (&[2, 1], &[1, 2]),
+            (&[2, 1], &[3, 1, 5, 2, 4, 6]),
+            (&[6, 2], &[]),
+            (&[1, 2], &[6, 2, 1]),
             // Only the end is written again.
-            (&[1], &[]),
+            (&[2], &[]),
         ];
         let mut cache = Cache::new(1 << 20, 256 << 10);
         for (group, queued) in GROUPS {
@@ -714,7 +725,7 @@ mod tests {
         let late = |cache: &mut Cache, at, byte, len_bytes| put_when(cache, at, &vec![byte; len_bytes], Order::Late);
         assert!(late(&mut cache, 1024, 1, 512) && late(&mut cache, 1024, 9, 512));
         // The second of the same two writes replaces the first.
-        assert_eq!(drain(&mut cache), [(2048, 2, 512), (1024, 1, 512)]);
+        assert_eq!(drain(&mut cache), [(1024, 1, 512), (2048, 2, 512), (1024, 1, 512)]);
         assert!(late(&mut cache, 1024, 8, 1024));
         assert_eq!(drain(&mut cache), [(1024, 9, 512)]);
         assert!(put_when(&mut cache, 1024, &[7; 512], Order::Early));
@@ -897,18 +908,24 @@ mod tests {
             }
             self.1.push(write);
             if order == Order::Last {
-                // The late writes that stay, when those are left out that the group writes again.
-                let group: Vec<_> = self.1.iter().map(range).collect();
-                let is_again = |place: &Place| group.contains(&range(place));
-                let first = self.0.iter().position(is_again).unwrap_or(self.0.len());
-                let rest: Vec<_> = self.0[first..].iter().map(range).collect();
-                let again: Vec<_> = group.iter().filter(|range| rest.contains(range)).cloned().collect();
-                if again == rest {
-                    self.0.truncate(first);
-                } else {
+                let place = |newer: &Place| self.0.iter().position(|older| range(older) == range(newer));
+                if !self.1.iter().filter_map(place).is_sorted() {
                     queued.append(&mut self.0);
                 }
-                self.0.append(&mut self.1);
+                // The writes of the group that come before the next one that is there already.
+                let mut first = vec![];
+                let mut before = core::mem::take(&mut self.0).into_iter();
+                for newer in self.1.drain(..) {
+                    let is_again = before.as_slice().iter().any(|older| range(older) == range(&newer));
+                    if is_again {
+                        self.0.extend(before.by_ref().take_while(|older| range(older) != range(&newer)));
+                    }
+                    first.push(newer);
+                    if is_again {
+                        self.0.append(&mut first);
+                    }
+                }
+                self.0.extend(before.chain(first));
             }
             queued
         }

@@ -247,6 +247,10 @@ impl Machine {
         let best = if self.accel == "kvm" { "host" } else { "max" };
         qemu.args(["-cpu", self.cpu.as_deref().unwrap_or(best), "-smp", &self.smp.to_string()]);
         qemu.args(["-m", &format!("{}M", self.memory), "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        if self.other.is_some() || self.boot == Boot::Direct {
+            // The firmware need not look for what else could be booted: it would search the disks.
+            qemu.args(["-boot", "strict=on"]);
+        }
         match (&self.boot, &self.other) {
             (_, Some(other)) => {
                 qemu.arg("-kernel").arg(&other.kernel).arg("-initrd").arg(&other.initrd);

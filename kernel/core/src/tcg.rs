@@ -41,12 +41,28 @@ const GS: u8 = 5 << 3;
 const REX_R: u8 = 0b0100;
 const LOCK: u8 = 0xf0;
 
+/// Whether an instruction that TCG mishandles may begin with a byte.
+static BEGINS: [bool; 256] = {
+    let mut begins = [false; 256];
+    let (mut rex, last_rex) = (0x40, 0x4f);
+    while rex <= last_rex {
+        begins[rex] = rex as u8 & REX_R != 0;
+        rex += 1;
+    }
+    begins[MOV as usize] = true;
+    begins[TWO_BYTE as usize] = true;
+    begins[LOCK as usize] = true;
+    begins
+};
+
 /// Returns the offsets in `code` at which an instruction that TCG mishandles could begin, each with
 /// the kind of the instruction. For a load, this is the offset of its opcode, or of a REX prefix
 /// with REX.R. An instruction that is cut off at the end counts, because the bytes after it are not
 /// known here.
 pub fn holes(code: &[u8]) -> impl Iterator<Item = (usize, Hole)> {
-    code.iter().enumerate().filter_map(move |(at, first)| {
+    // Few bytes begin one, and a driver's code is searched whenever it is loaded.
+    let may_begin = |(_, first): &(usize, &u8)| BEGINS.get(usize::from(**first)).is_some_and(|begins| *begins);
+    code.iter().enumerate().filter(may_begin).filter_map(move |(at, first)| {
         let rest = code.get(at + 1..).unwrap_or(&[]);
         let second = rest.first().copied();
         let hole = match (*first, second) {

@@ -35,11 +35,10 @@ pub fn admit(file: &File) -> Result<(), LoadError> {
     if module.domain == DomainKind::Segmented {
         confinement::check().map_err(LoadError::NotConfined)?;
     }
-    for wanted in HOLES.into_iter().filter(|hole| tcg::has(*hole)) {
-        let mut found = module.holes().filter(|(_, hole)| *hole == wanted);
-        if let Some((offset, hole)) = found.nth(allowed(wanted)) {
-            return Err(LoadError::Hole(hole, report::place_in(file, offset)));
-        }
+    let mut left = HOLES.map(|hole| (hole, allowed(hole)));
+    for (offset, found) in module.holes().filter(|(_, hole)| tcg::has(*hole)) {
+        let Some((_, left)) = left.iter_mut().find(|(hole, _)| *hole == found) else { continue };
+        *left = left.checked_sub(1).ok_or_else(|| LoadError::Hole(found, report::place_in(file, offset)))?;
     }
     Ok(())
 }

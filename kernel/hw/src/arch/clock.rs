@@ -136,9 +136,19 @@ pub fn rate_by_cpuid() -> Option<u64> {
 /// Measures the rate of the TSC in Hz by `reference`; `None` if the reference stands still.
 pub fn tsc_rate(reference: &Reference) -> Option<u64> {
     /// If the machine is stopped in between, the TSC looks faster: the slowest of a few results is
-    /// the most accurate.
+    /// the most accurate. Two that differ by less than a part in so many are enough.
     const TRIES: usize = 3;
-    (0..TRIES).try_fold(u64::MAX, |slowest, _| Some(slowest.min(reference.rate(tsc)?)))
+    const NEAR: u64 = 2000;
+    let mut slowest = reference.rate(tsc)?;
+    for _ in 1..TRIES {
+        let next = reference.rate(tsc)?;
+        let are_near = slowest.abs_diff(next) < next / NEAR;
+        slowest = slowest.min(next);
+        if are_near {
+            break;
+        }
+    }
+    Some(slowest)
 }
 
 /// Input clock of the PIT in Hz (8254 data sheet, as wired in the PC).
